@@ -1,0 +1,46 @@
+# make demo   sets up and trains, evaluates and shows a detector on drawn pictures
+# make test   sets up and runs the tests
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.ready
+TASK ?= detect
+WEIGHTS ?=
+PUBLISHED ?=
+
+.PHONY: setup demo test parity check fix bench docs clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/rfdetr demo --task $(TASK) $(if $(WEIGHTS),--weights $(WEIGHTS))
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -n 2
+
+parity: $(STAMP)
+	$(BIN)/python -m pytest -n 2 tests/parity
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyrefly check
+
+fix: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP)
+	$(BIN)/python benchmarks/compare.py $(if $(PUBLISHED),--published $(PUBLISHED))
+
+docs: $(STAMP)
+	$(BIN)/python docs/generate.py
+
+clean:
+	rm -rf $(VENV) dist build site

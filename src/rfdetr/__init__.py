@@ -1,0 +1,60 @@
+"""RF-DETR: real-time detection transformers to fine-tune on your own data."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from rfdetr.detr import (
+        RFDETR,
+        RFDETR2XLarge,
+        RFDETRBase,
+        RFDETRLarge,
+        RFDETRLargeDeprecated,
+        RFDETRMedium,
+        RFDETRNano,
+        RFDETRSmall,
+        RFDETRXLarge,
+        from_checkpoint,
+    )
+
+# Public names and where they are defined; they are imported at first use, so that `import rfdetr` costs nothing.
+_PUBLIC = {
+    "RFDETR": "detr",
+    "RFDETR2XLarge": "detr",
+    "RFDETRBase": "detr",
+    "RFDETRLarge": "detr",
+    "RFDETRLargeDeprecated": "detr",
+    "RFDETRMedium": "detr",
+    "RFDETRNano": "detr",
+    "RFDETRSmall": "detr",
+    "RFDETRXLarge": "detr",
+    "from_checkpoint": "detr",
+}
+
+__all__ = [
+    "RFDETR",
+    "RFDETR2XLarge",
+    "RFDETRBase",
+    "RFDETRLarge",
+    "RFDETRLargeDeprecated",
+    "RFDETRMedium",
+    "RFDETRNano",
+    "RFDETRSmall",
+    "RFDETRXLarge",
+    "__version__",
+    "from_checkpoint",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'rfdetr' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"rfdetr.{_PUBLIC[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PUBLIC})

@@ -1,0 +1,163 @@
+"""Published tensor names, which every file carries, and ours: one table read in both directions.
+
+A row renames everything below a prefix. `{i}`, `{j}` are numbers that stand in both names. `{g}` numbers the query
+groups: their tensors are one stacked tensor inside. `[query,key,value]` are three tensors that are one
+concatenated tensor inside.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+_ENCODER = "backbone.0.encoder.encoder"
+_BLOCK = f"{_ENCODER}.encoder.layer.{{i}}"
+_LEVEL = "backbone.0.projector.stages.{i}.0"
+_RESAMPLE = "backbone.0.projector.stages_sampling.{i}.{j}.0"
+_DECODER = "transformer.decoder.layers.{i}"
+
+TABLE = (
+    (f"{_ENCODER}.embeddings.cls_token", "encoder.class_token"),
+    (f"{_ENCODER}.embeddings.mask_token", "encoder.mask_token"),
+    (f"{_ENCODER}.embeddings.position_embeddings", "encoder.positions"),
+    (f"{_ENCODER}.embeddings.patch_embeddings.projection.", "encoder.patches."),
+    (f"{_BLOCK}.norm1.", "encoder.blocks.{i}.norm1."),
+    (f"{_BLOCK}.attention.attention.[query,key,value].", "encoder.blocks.{i}.attention.qkv."),
+    (f"{_BLOCK}.attention.output.dense.", "encoder.blocks.{i}.attention.output."),
+    (f"{_BLOCK}.layer_scale1.lambda1", "encoder.blocks.{i}.scale1"),
+    (f"{_BLOCK}.norm2.", "encoder.blocks.{i}.norm2."),
+    (f"{_BLOCK}.mlp.fc1.", "encoder.blocks.{i}.mlp_in."),
+    (f"{_BLOCK}.mlp.fc2.", "encoder.blocks.{i}.mlp_out."),
+    (f"{_BLOCK}.layer_scale2.lambda1", "encoder.blocks.{i}.scale2"),
+    (f"{_ENCODER}.layernorm.", "encoder.norm."),
+    (f"{_RESAMPLE}.bn.", "projector.levels.{i}.resample.{j}.norm."),
+    (f"{_RESAMPLE}.", "projector.levels.{i}.resample.{j}."),
+    (f"{_LEVEL}.cv1.conv.", "projector.levels.{i}.fuse.enter.conv."),
+    (f"{_LEVEL}.cv1.bn.", "projector.levels.{i}.fuse.enter.norm."),
+    (f"{_LEVEL}.cv2.conv.", "projector.levels.{i}.fuse.leave.conv."),
+    (f"{_LEVEL}.cv2.bn.", "projector.levels.{i}.fuse.leave.norm."),
+    (f"{_LEVEL}.m.{{j}}.cv1.conv.", "projector.levels.{i}.fuse.bottlenecks.{j}.first.conv."),
+    (f"{_LEVEL}.m.{{j}}.cv1.bn.", "projector.levels.{i}.fuse.bottlenecks.{j}.first.norm."),
+    (f"{_LEVEL}.m.{{j}}.cv2.conv.", "projector.levels.{i}.fuse.bottlenecks.{j}.second.conv."),
+    (f"{_LEVEL}.m.{{j}}.cv2.bn.", "projector.levels.{i}.fuse.bottlenecks.{j}.second.norm."),
+    ("backbone.0.projector.stages.{i}.1.", "projector.levels.{i}.norm."),
+    ("transformer.enc_output.{g}.", "proposals.embed."),
+    ("transformer.enc_output_norm.{g}.", "proposals.norm."),
+    ("transformer.enc_out_class_embed.{g}.", "proposals.classes."),
+    ("transformer.enc_out_bbox_embed.{g}.layers.{i}.", "proposals.boxes.layers.{i}."),
+    (f"{_DECODER}.self_attn.in_proj_", "decoder.layers.{i}.self_attention.qkv."),
+    (f"{_DECODER}.self_attn.out_proj.", "decoder.layers.{i}.self_attention.output."),
+    (f"{_DECODER}.norm1.", "decoder.layers.{i}.norm1."),
+    (f"{_DECODER}.cross_attn.sampling_offsets.", "decoder.layers.{i}.cross_attention.offsets."),
+    (f"{_DECODER}.cross_attn.attention_weights.", "decoder.layers.{i}.cross_attention.weights."),
+    (f"{_DECODER}.cross_attn.value_proj.", "decoder.layers.{i}.cross_attention.value."),
+    (f"{_DECODER}.cross_attn.output_proj.", "decoder.layers.{i}.cross_attention.output."),
+    (f"{_DECODER}.norm2.", "decoder.layers.{i}.norm2."),
+    (f"{_DECODER}.linear1.", "decoder.layers.{i}.mlp_in."),
+    (f"{_DECODER}.linear2.", "decoder.layers.{i}.mlp_out."),
+    (f"{_DECODER}.norm3.", "decoder.layers.{i}.norm3."),
+    ("transformer.decoder.ref_point_head.", "decoder.position."),
+    ("transformer.decoder.norm.", "decoder.norm."),
+    ("class_embed.", "class_head."),
+    ("bbox_embed.", "box_head."),
+    ("refpoint_embed.weight", "query_boxes"),
+    ("query_feat.weight", "query_features"),
+)
+
+# A buffer of the published network that says which keypoints exist; it is empty without a keypoint head.
+KEYPOINT_MASK = "_kp_active_mask"
+
+_CHOICE = re.compile(r"\[([\w,]+)\]")
+
+
+def _pattern(template: str) -> re.Pattern[str]:
+    """A template as a regular expression with groups i, j, g, part and rest."""
+    text = re.escape(template).replace(r"\{", "{").replace(r"\}", "}")
+    text = re.sub(r"\\\[([\w,]+)\\\]", lambda found: f"(?P<part>{found[1].replace(',', '|')})", text)
+    text = re.sub(r"\{([ijg])\}", r"(?P<\1>\\d+)", text)
+    return re.compile(f"^{text}(?P<rest>.*)$")
+
+
+_TO_INTERNAL = [(_pattern(published), published, internal) for published, internal in TABLE]
+_TO_PUBLISHED = [(_pattern(internal), published) for published, internal in TABLE]
+
+
+@functools.lru_cache(maxsize=8192)
+def internal_name(published: str) -> tuple[str, int | None, bool] | None:
+    """Our name of a published tensor, its position in a joined tensor, and whether the parts are stacked.
+
+    None for a name the table does not know.
+    """
+    for pattern, template, internal in _TO_INTERNAL:
+        found = pattern.match(published)
+        if found:
+            numbers = found.groupdict()
+            name = internal.format(**numbers) + numbers["rest"]
+            if "g" in numbers:
+                return name, int(numbers["g"]), True
+            if "part" in numbers:
+                return name, _CHOICE.search(template)[1].split(",").index(numbers["part"]), False
+            return name, None, False
+    return None
+
+
+@functools.lru_cache(maxsize=8192)
+def published_names(internal: str, groups: int = 1) -> tuple[str, ...]:
+    """The published names of one of our tensors: one, or one per joined part (`groups` of them when stacked)."""
+    for pattern, template in _TO_PUBLISHED:
+        found = pattern.match(internal)
+        if found:
+            numbers = found.groupdict()
+            choice = _CHOICE.search(template)
+            parts = choice[1].split(",") if choice else [""]
+            texts = [_CHOICE.sub(part, template) for part in parts]
+            count = groups if "{g}" in template else 1
+            return tuple(t.format(g=g, **numbers) + numbers["rest"] for g in range(count) for t in texts)
+    raise KeyError(f"{internal} has no row in the table of published names")
+
+
+def to_internal(published: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """Rename and join published tensors; also the names that the table does not know."""
+    plain: dict[str, Tensor] = {}
+    parts: dict[str, dict[int, Tensor]] = {}
+    stacked: set[str] = set()
+    unknown = []
+    for name, tensor in published.items():
+        row = internal_name(name)
+        if row is None:
+            if name != KEYPOINT_MASK:
+                unknown.append(name)
+            continue
+        ours, position, stack = row
+        if position is None:
+            plain[ours] = tensor
+        else:
+            parts.setdefault(ours, {})[position] = tensor
+            if stack:
+                stacked.add(ours)
+    for ours, found in parts.items():
+        ordered = [found[position] for position in sorted(found)]
+        plain[ours] = torch.stack(ordered) if ours in stacked else torch.cat(ordered)
+    return plain, unknown
+
+
+def to_published(internal: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Split and rename our tensors; the result shares their memory."""
+    published = {KEYPOINT_MASK: torch.zeros(0, 0, dtype=torch.bool)}
+    for name, tensor in internal.items():
+        names = published_names(name, len(tensor) if tensor.dim() else 1)
+        if len(names) == 1 and not _is_stacked(name):
+            published[names[0]] = tensor
+        elif _is_stacked(name):
+            published.update(zip(names, tensor.unbind(0), strict=True))
+        else:
+            published.update(zip(names, tensor.chunk(len(names)), strict=True))
+    return published
+
+
+def _is_stacked(internal: str) -> bool:
+    return internal_name(published_names(internal)[0])[2]

@@ -1,0 +1,3 @@
+"""Files to batches. Never imports `models`."""
+
+from __future__ import annotations

@@ -1,0 +1,72 @@
+"""One batch: pictures stacked or padded to one tensor, targets as a list."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Sample = tuple[np.ndarray, dict[str, np.ndarray]]
+
+
+@dataclass
+class NestedTensor:
+    """Pictures (B, C, H, W) and their padding mask (B, H, W), True on padding; None when nothing is padded."""
+
+    tensors: Tensor
+    mask: Tensor | None
+
+    def __len__(self) -> int:
+        return len(self.tensors)
+
+    def __getitem__(self, part: slice) -> NestedTensor:
+        return NestedTensor(self.tensors[part], None if self.mask is None else self.mask[part])
+
+    def decompose(self) -> tuple[Tensor, Tensor | None]:
+        """The two tensors."""
+        return self.tensors, self.mask
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> NestedTensor:
+        """The same batch on another device."""
+        mask = None if self.mask is None else self.mask.to(device, non_blocking=non_blocking)
+        return NestedTensor(self.tensors.to(device, non_blocking=non_blocking), mask)
+
+    def pin_memory(self) -> NestedTensor:
+        """The same batch in page-locked memory."""
+        return NestedTensor(self.tensors.pin_memory(), None if self.mask is None else self.mask.pin_memory())
+
+
+Batch = tuple[NestedTensor, list[dict[str, Tensor]]]
+
+
+def collate(samples: list[Sample], block: int = 1) -> Batch:
+    """Stack pictures (H, W, C); different sizes are padded at the bottom and right to a multiple of `block`."""
+    images = [torch.from_numpy(np.ascontiguousarray(image)) for image, _ in samples]
+    targets = [{key: torch.from_numpy(value) for key, value in target.items()} for _, target in samples]
+    height = max(-(-len(image) // block) * block for image in images)
+    width = max(-(-image.shape[1] // block) * block for image in images)
+    if all(image.shape[:2] == (height, width) for image in images):
+        return NestedTensor(torch.stack(images).permute(0, 3, 1, 2), None), targets
+    padded = images[0].new_zeros(len(images), height, width, images[0].shape[2])
+    mask = torch.ones(len(images), height, width, dtype=torch.bool)
+    for place, free, image in zip(padded, mask, images, strict=True):
+        place[: image.shape[0], : image.shape[1]] = image
+        free[: image.shape[0], : image.shape[1]] = False
+    return NestedTensor(padded.permute(0, 3, 1, 2), mask), targets
+
+
+def split(batch: Batch, parts: int) -> Iterator[Batch]:
+    """Cut a batch into micro-batches of equal size, in order.
+
+    Raises:
+        ValueError: the batch cannot be cut evenly.
+    """
+    samples, targets = batch
+    if len(samples) % parts:
+        raise ValueError(f"a batch of {len(samples)} pictures cannot be split into {parts} equal parts")
+    size = len(samples) // parts
+    for start in range(0, len(samples), size):
+        yield samples[start : start + size], targets[start : start + size]

@@ -1,0 +1,171 @@
+"""Geometry of pictures and their boxes. Pictures are (H, W, 3) uint8 arrays, boxes xyxy in pixels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+
+Target = dict[str, np.ndarray]
+
+# Fields of a target with one entry per object.
+PER_OBJECT = ("boxes", "labels", "area", "iscrowd")
+
+
+def resize(image: np.ndarray, hw: tuple[int, int]) -> np.ndarray:
+    """Bilinear with antialias on 8 bits, as Pillow does it (at most one level apart)."""
+    if image.shape[:2] == hw:
+        return image
+    pixels = torch.from_numpy(image).permute(2, 0, 1).unsqueeze(0)
+    resized = F.interpolate(pixels, size=hw, mode="bilinear", antialias=True, align_corners=False)
+    return resized[0].permute(1, 2, 0).numpy()
+
+
+def resize_target(target: Target, hw: tuple[int, int], new_hw: tuple[int, int]) -> Target:
+    """Scale boxes and areas from a picture of size `hw` to `new_hw`."""
+    ratio_h, ratio_w = new_hw[0] / hw[0], new_hw[1] / hw[1]
+    scale = np.array([ratio_w, ratio_h, ratio_w, ratio_h], np.float32)
+    area = target["area"] * np.float32(ratio_w * ratio_h)
+    return {**target, "boxes": target["boxes"] * scale, "area": area, "size": np.array(new_hw, np.int64)}
+
+
+def short_side_size(hw: tuple[int, int], short: int, longest: int | None = None) -> tuple[int, int]:
+    """The size with the short side at `short`, unless the long side would exceed `longest`."""
+    height, width = hw
+    low, high = min(hw), max(hw)
+    if longest is not None and high / low * short > longest:
+        short = round(longest * low / high)
+    if low == short:
+        return hw
+    long = round(short * high / low)
+    return (short, long) if height <= width else (long, short)
+
+
+def crop_target(target: Target, top: int, left: int, hw: tuple[int, int]) -> Target:
+    """Move boxes into a crop of size `hw`, clamp them, and drop what ends empty."""
+    height, width = hw
+    boxes = target["boxes"] - np.array([left, top, left, top], np.float32)
+    boxes = np.clip(boxes, 0, np.array([width, height, width, height], np.float32))
+    size = boxes[:, 2:] - boxes[:, :2]
+    keep = (size > 0).all(1)
+    moved = {**target, "boxes": boxes, "area": size.prod(1).astype(np.float32), "size": np.array(hw, np.int64)}
+    return {key: value[keep] if key in PER_OBJECT else value for key, value in moved.items()}
+
+
+def mirror_target(target: Target, width: int) -> Target:
+    """Mirror boxes left to right in a picture of this width."""
+    x0, y0, x1, y1 = target["boxes"].T
+    return {**target, "boxes": np.stack((width - x1, y0, width - x0, y1), axis=1)}
+
+
+def to_relative(target: Target) -> Target:
+    """Boxes as relative cxcywh, the form the network learns."""
+    height, width = target["size"]
+    boxes = target["boxes"]
+    joined = np.concatenate(((boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]), axis=1)
+    return {**target, "boxes": (joined / np.array([width, height, width, height])).astype(np.float32)}
+
+
+def normalise(images: Tensor) -> Tensor:
+    """Images (B, 3, H, W), uint8 or float in 0..1, to zero mean and unit deviation of ImageNet, as float."""
+    if images.dtype == torch.uint8:
+        images = images.float() / 255
+    mean = torch.tensor(_cyclic(MEAN, images.shape[1]), dtype=images.dtype, device=images.device)
+    std = torch.tensor(_cyclic(STD, images.shape[1]), dtype=images.dtype, device=images.device)
+    return (images - mean.view(-1, 1, 1)) / std.view(-1, 1, 1)
+
+
+def _cyclic(values: tuple[float, ...], count: int) -> list[float]:
+    return [values[i % len(values)] for i in range(count)]
+
+
+def to_network_size(image: Tensor, hw: tuple[int, int]) -> Tensor:
+    """Resize one picture (H, W, C), uint8 or float in 0..1, to (C, h, w) float in 0..1: bilinear, not antialiased.
+
+    This is the resize of prediction and evaluation. Only the pixels that count are read: a large picture costs no
+    more than a small one. The positions follow `F.interpolate(align_corners=False)` in float32.
+    """
+    y0, y1, wy = _taps(image.shape[0], hw[0], image.device)
+    x0, x1, wx = _taps(image.shape[1], hw[1], image.device)
+    rows = image.index_select(0, torch.cat((y0, y1)))
+    corners = rows.index_select(1, torch.cat((x0, x1)))
+    corners = corners.float() / 255 if corners.dtype == torch.uint8 else corners.float()
+    upper, lower = corners[: hw[0]], corners[hw[0] :]
+    wx = wx.view(1, -1, 1)
+    upper = upper[:, : hw[1]] * (1 - wx) + upper[:, hw[1] :] * wx
+    lower = lower[:, : hw[1]] * (1 - wx) + lower[:, hw[1] :] * wx
+    wy = wy.view(-1, 1, 1)
+    return (upper * (1 - wy) + lower * wy).permute(2, 0, 1)
+
+
+def _taps(length: int, size: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Neighbours and weight of the second one for every output position along an axis."""
+    scale = torch.tensor(length / size, dtype=torch.float32)
+    position = ((torch.arange(size, dtype=torch.float32) + 0.5) * scale - 0.5).clamp(min=0)
+    first = position.long().clamp(max=length - 1)
+    second = (first + 1).clamp(max=length - 1)
+    return first.to(device), second.to(device), (position - first).to(device)
+
+
+def multi_scale_sizes(resolution: int, block: int, expanded: bool = True) -> list[int]:
+    """Input sizes of multi-scale training: multiples of `block` around the resolution, at least two blocks."""
+    offsets = range(-5, 6) if expanded else range(-3, 5)
+    return [size for o in offsets if (size := (resolution // block + o) * block) >= 2 * block]
+
+
+@dataclass(frozen=True)
+class TrainTransform:
+    """Resize, or crop and resize, then mirror: each with probability 1/2.
+
+    Args:
+        sizes: square sizes (or short sides) of which one is drawn per picture.
+        square: resize to squares; otherwise keep the aspect ratio, with the long side at most 1333.
+        jitter: crop every second picture before the resize.
+        mirror: mirror every second picture.
+    """
+
+    sizes: tuple[int, ...]
+    square: bool = True
+    jitter: bool = True
+    mirror: bool = True
+
+    def __call__(self, image: np.ndarray, target: Target, rng: np.random.Generator) -> tuple[np.ndarray, Target]:
+        if self.jitter and rng.random() < 0.5:
+            image, target = self._crop(image, target, rng)
+        size = int(rng.choice(self.sizes))
+        hw = (size, size) if self.square else short_side_size(image.shape[:2], min(size, 1333), 1333)
+        target = resize_target(target, image.shape[:2], hw)
+        image = resize(image, hw)
+        if self.mirror and rng.random() < 0.5:
+            image, target = image[:, ::-1], mirror_target(target, hw[1])
+        return image, to_relative(target)
+
+    def _crop(self, image: np.ndarray, target: Target, rng: np.random.Generator) -> tuple[np.ndarray, Target]:
+        """Short side to 400, 500 or 600, then a square of 384 to 600 pixels somewhere."""
+        hw = short_side_size(image.shape[:2], int(rng.choice((400, 500, 600))))
+        target = resize_target(target, image.shape[:2], hw)
+        image = resize(image, hw)
+        short = min(hw)
+        side = int(rng.integers(384, min(600, short) + 1)) if short > 384 else short
+        top, left = (int(rng.integers(0, length - side + 1)) for length in hw)
+        return image[top : top + side, left : left + side], crop_target(target, top, left, (side, side))
+
+
+@dataclass(frozen=True)
+class EvalTransform:
+    """What prediction does to a picture: resize to the network's size, without antialias; float in 0..1."""
+
+    resolution: int
+    square: bool = True
+
+    def __call__(self, image: np.ndarray, target: Target, rng: np.random.Generator) -> tuple[np.ndarray, Target]:
+        size = self.resolution
+        hw = (size, size) if self.square else short_side_size(image.shape[:2], size, 1333)
+        pixels = to_network_size(torch.from_numpy(image), hw).permute(1, 2, 0).numpy()
+        return pixels, to_relative(resize_target(target, image.shape[:2], hw))

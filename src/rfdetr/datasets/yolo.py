@@ -1,0 +1,303 @@
+"""YOLO data sets (data.yaml, pictures, label files) to an AnnotationSet."""
+
+from __future__ import annotations
+
+import logging
+import os
+from array import array
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rfdetr.datasets.annotations import (
+    SPLIT_FOLDERS,
+    AnnotationSet,
+    Categories,
+    Repair,
+    clamp_boxes,
+    has_extent,
+    is_inside,
+    list_folder,
+    name_repairs,
+    pack_names,
+    require_pictures,
+    row_offsets,
+)
+
+YAML_NAMES = ("data.yaml", "data.yml")
+PICTURE_SUFFIXES = (".bmp", ".dng", ".jpg", ".jpeg", ".mpo", ".png", ".tif", ".tiff", ".webp")
+LARGEST_FRACTION = 1.5  # objects may reach over the border; anything beyond this was written in pixels
+
+_logger = logging.getLogger(__name__)
+
+
+def find_yaml(root: Path) -> Path | None:
+    """The description file of a YOLO data set."""
+    return next((root / name for name in YAML_NAMES if (root / name).is_file()), None)
+
+
+def find_yolo_split(root: Path, split: str) -> list[Path]:
+    """What a split is made of: picture folders and .txt lists of pictures; empty if there is no such split."""
+    yaml_file = find_yaml(root)
+    return _find_sources(root, split, _load_yaml(yaml_file)) if yaml_file else []
+
+
+def read_yolo(root: Path, split: str) -> AnnotationSet:
+    """Read the boxes of one split ("train", "valid" or "test"); pictures come sorted by path, ids count from 0.
+
+    A polygon counts as the box around it. Boxes stay fractions of the picture, so that no picture has to be opened.
+    """
+    root = root.resolve()
+    yaml_file = find_yaml(root)
+    if yaml_file is None:
+        raise FileNotFoundError(f"{root} has no {YAML_NAMES[0]} or {YAML_NAMES[1]}; a YOLO data set needs one")
+    settings = _load_yaml(yaml_file)
+    names = _read_names(settings, yaml_file)
+    sources = _find_sources(root, split, settings)
+    if not sources:
+        raise FileNotFoundError(f"{yaml_file}: no pictures for the {split} split; {_expected(split, settings)}")
+
+    pairs, repairs = _collect(sources, root)
+    if not pairs:
+        raise ValueError(f"{yaml_file}: the {split} split is empty; no pictures in {', '.join(map(str, sources))}")
+    paths = [_relative(picture, root) for picture, _ in pairs]
+    require_pictures(root, paths, yaml_file)
+
+    boxes_xyxy, labels, image_index = _read_labels([label for _, label in pairs], len(names), _pose_fields(settings))
+    repairs += _nc_repairs(settings, names, yaml_file) + name_repairs(names, yaml_file)
+    repairs += _box_repairs(boxes_xyxy, image_index, [label for _, label in pairs])
+    name_bytes, name_offsets = pack_names(paths)
+    return AnnotationSet(
+        root=root,
+        source=yaml_file,
+        categories=Categories(tuple(range(len(names))), names),
+        name_bytes=name_bytes,
+        name_offsets=name_offsets,
+        image_ids=np.arange(len(paths)),
+        offsets=row_offsets(image_index, len(paths)),
+        boxes_xyxy=boxes_xyxy,
+        labels=labels,
+        areas=np.full(len(labels), np.nan),
+        crowd=np.zeros(len(labels), bool),
+        annotation_ids=np.arange(1, len(labels) + 1),
+        normalized=True,
+        repairs=tuple(repairs),
+    )
+
+
+def _load_yaml(file: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        settings = yaml.safe_load(_read_text(file))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{file} is not valid YAML: {error}") from None
+    if not isinstance(settings, dict):
+        raise ValueError(f"{file} holds a {type(settings).__name__}; it has to be a mapping with at least 'names'")
+    return settings
+
+
+def _read_text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not a text in UTF-8: {error}") from None
+
+
+def _read_names(settings: dict[str, Any], file: Path) -> tuple[str, ...]:
+    names = settings.get("names")
+    if isinstance(names, dict):
+        by_label = {str(key): name for key, name in names.items()}
+        labels = [str(label) for label in range(len(names))]
+        names = [by_label[label] for label in labels] if set(by_label) == set(labels) else None
+    if not isinstance(names, list) or not names:
+        raise ValueError(
+            f"{file}: names is {settings.get('names')!r}; it has to be a list of class names, or a mapping from "
+            "0, 1, 2, ... without gaps to class names"
+        )
+    return tuple(map(str, names))
+
+
+def _nc_repairs(settings: dict[str, Any], names: tuple[str, ...], file: Path) -> list[Repair]:
+    if settings.get("nc", len(names)) == len(names):
+        return []
+    example = f"nc {settings['nc']}, {len(names)} names in {file.name}"
+    return [Repair("nc that disagrees with names, names count", 1, example)]
+
+
+def _pose_fields(settings: dict[str, Any]) -> int | None:
+    """Number of fields of a label line with keypoints, if the data set declares keypoints."""
+    shape = settings.get("kpt_shape")
+    is_shape = isinstance(shape, list) and len(shape) == 2 and set(map(type, shape)) == {int}
+    return 5 + shape[0] * shape[1] if is_shape else None
+
+
+def _declared(split: str, settings: dict[str, Any]) -> Any:
+    return next((settings[name] for name in SPLIT_FOLDERS[split] if settings.get(name)), None)
+
+
+def _expected(split: str, settings: dict[str, Any]) -> str:
+    folders = " or ".join(f"{name}/images" for name in SPLIT_FOLDERS[split])
+    return f"looked for its entry '{split}' ({_declared(split, settings)!r}) and for {folders} beside the file"
+
+
+def _find_sources(root: Path, split: str, settings: dict[str, Any]) -> list[Path]:
+    declared = _declared(split, settings)
+    entries = [declared] if isinstance(declared, str) else declared or []
+    if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries):
+        raise ValueError(
+            f"{find_yaml(root)}: '{split}' is {declared!r}; it has to be a folder, a .txt file or a list of them"
+        )
+    sources = [_resolve(entry, root, settings) for entry in entries]
+    found = [source for source in sources if source]
+    if 0 < len(found) < len(sources):
+        absent = entries[sources.index(None)]
+        raise FileNotFoundError(f"{find_yaml(root)}: '{absent}' of the {split} split does not exist; add or remove it")
+    if found:
+        return found
+    fallback = [root / name / "images" for name in SPLIT_FOLDERS[split]]
+    return [folder for folder in fallback if folder.is_dir()][:1]
+
+
+def _resolve(entry: str, root: Path, settings: dict[str, Any]) -> Path | None:
+    """Place of a declared folder or list.
+
+    A relative entry has to stay in the data set: Roboflow writes "../train/images" for a folder beside the yaml,
+    and one level up there may be other data. A place outside has to be given absolutely.
+    """
+    declared_base = Path(str(settings.get("path") or "."))
+    base = root / declared_base if (root / declared_base).is_dir() else root
+    path = Path(os.path.normpath(base / entry))
+    allowed = Path(entry).is_absolute() or is_inside(path, base if declared_base.is_absolute() else root)
+    if allowed and path.exists():
+        return path
+    reason = "absent" if allowed else "outside the data set"
+    _logger.info("%s: '%s' is %s; trying the usual folders", find_yaml(root), entry, reason)
+    return None
+
+
+def _collect(sources: list[Path], root: Path) -> tuple[list[tuple[str, str]], list[Repair]]:
+    """Picture and label paths of a split, by picture path; and a repair for label files without a picture."""
+    pairs: set[tuple[str, str]] = set()
+    orphans: list[str] = []
+    for source in sources:
+        found = set(_listed_pairs(source, root) if source.is_file() else _folder_pairs(source))
+        labels = {label for _, label in found}
+        folders = {label.rpartition("/")[0] for label in labels}
+        listings = {folder: list_folder(Path(folder)) for folder in folders}
+        if found and not any(Path(folder).is_dir() for folder in folders):
+            raise FileNotFoundError(
+                f"no labels for the pictures of {source}: there is no folder {min(folders)}, so all would be background"
+            )
+        if source.is_dir():
+            written = {f"{folder}/{name}" for folder, names in listings.items() for name in names}
+            orphans += sorted(path for path in written - labels if _is_label_file(path))
+        pairs |= found
+    repairs = [Repair("label files without a picture, ignored", len(orphans), orphans[0])] if orphans else []
+    return sorted(pairs), repairs
+
+
+def _is_label_file(path: str) -> bool:
+    # Labelling tools leave the class names in classes.txt beside the labels.
+    return path.endswith(".txt") and not path.endswith("/classes.txt")
+
+
+def _folder_pairs(folder: Path) -> Iterator[tuple[str, str]]:
+    pictures = folder / "images" if (folder / "images").is_dir() else folder
+    for place, _, names in os.walk(pictures):
+        place = Path(place).as_posix()
+        for name in names:
+            if name.lower().endswith(PICTURE_SUFFIXES):
+                yield f"{place}/{name}", _label_path(place, name)
+
+
+def _listed_pairs(file: Path, root: Path) -> Iterator[tuple[str, str]]:
+    """Pictures named one per line, relative to the list."""
+    for line in _read_text(file).splitlines():
+        entry = line.strip()
+        if not entry:
+            continue
+        picture = Path(os.path.normpath(file.parent / entry))
+        if not Path(entry).is_absolute() and not is_inside(picture, root):
+            raise ValueError(f"{file}: '{entry}' leads out of the data set folder {root}; give the absolute path")
+        yield picture.as_posix(), _label_path(picture.parent.as_posix(), picture.name)
+
+
+def _label_path(folder: str, name: str) -> str:
+    """Label file of a picture: the last folder called "images" is replaced by "labels"."""
+    before, images, after = f"{folder}/".rpartition("/images/")
+    if not images:
+        raise ValueError(
+            f"cannot tell where the labels of {folder} are; keep pictures in a folder 'images' and labels in 'labels'"
+        )
+    return f"{before}/labels/{after}{name.rpartition('.')[0]}.txt"
+
+
+def _relative(picture: str, root: Path) -> str:
+    return picture.removeprefix(f"{root.as_posix()}/")
+
+
+def _read_labels(
+    files: list[str], num_classes: int, pose_fields: int | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Boxes (A, 4) float64 xyxy fractions, labels (A,) int64 and position of the picture (A,) int64."""
+    boxes, labels, counts = array("d"), array("q"), []
+    listings: dict[str, set[str]] = {}
+    for file in files:
+        folder, _, name = file.rpartition("/")
+        if folder not in listings:
+            listings[folder] = list_folder(Path(folder))
+        before = len(labels)
+        if name in listings[folder]:
+            for label, box in _parse_file(Path(file), num_classes, pose_fields):
+                labels.append(label)
+                boxes.extend(box)
+        counts.append(len(labels) - before)
+    image_index = np.repeat(np.arange(len(files)), counts)
+    return np.array(boxes, np.float64).reshape(-1, 4), np.array(labels, np.int64), image_index
+
+
+def _parse_file(file: Path, num_classes: int, pose_fields: int | None) -> Iterator[tuple[int, tuple[float, ...]]]:
+    for number, line in enumerate(_read_text(file).splitlines(), start=1):
+        fields = line.split()
+        if not fields:
+            continue
+        try:
+            yield _parse_line(fields, num_classes, pose_fields)
+        except ValueError as error:
+            raise ValueError(f"{file}, line {number}: {error}") from None
+
+
+def _parse_line(fields: list[str], num_classes: int, pose_fields: int | None) -> tuple[int, tuple[float, ...]]:
+    """Label and box as xyxy fractions, not clamped."""
+    is_box = len(fields) in (5, pose_fields)
+    if not is_box and (len(fields) < 7 or len(fields) % 2 == 0):
+        raise ValueError(
+            f"{len(fields)} fields; a box has 5 (class cx cy w h), "
+            "a polygon has an odd number from 7 on (class x1 y1 x2 y2 ...)"
+        )
+    numbers = [float(field) for field in (fields[:5] if is_box else fields)]
+    label, coordinates = numbers[0], numbers[1:]
+    if not label.is_integer() or not 0 <= label < num_classes:
+        raise ValueError(f"class {fields[0]}; classes are whole numbers from 0 to {num_classes - 1}")
+    if not all(-LARGEST_FRACTION <= value <= LARGEST_FRACTION for value in coordinates):
+        raise ValueError(
+            f"coordinates {' '.join(fields[1:5])}; they have to be fractions of the picture from 0 to 1, not pixels"
+        )
+    if not is_box:
+        xs, ys = coordinates[::2], coordinates[1::2]
+        return int(label), (min(xs), min(ys), max(xs), max(ys))
+    x, y, width, height = coordinates
+    return int(label), (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
+
+
+def _box_repairs(boxes_xyxy: np.ndarray, image_index: np.ndarray, files: list[str]) -> list[Repair]:
+    gone = np.flatnonzero(~has_extent(clamp_boxes(boxes_xyxy, 1, 1)))
+    if not len(gone):
+        return []
+    first = image_index[gone[0]]
+    position = gone[0] - np.searchsorted(image_index, first) + 1
+    example = f"object {position} of {files[first]}"
+    return [Repair("boxes that are empty or outside the picture, left out", len(gone), example)]

@@ -1,0 +1,245 @@
+"""The models people use: one class per size, with predict, train, evaluate."""
+
+from __future__ import annotations
+
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rfdetr import config as configs
+from rfdetr.checkpoints.identify import class_name, identify
+from rfdetr.checkpoints.load import read_checkpoint
+from rfdetr.config import ModelConfig, TrainConfig, check_resolution
+from rfdetr.datasets.transforms import MEAN, STD, normalise, to_network_size
+from rfdetr.inference.images import check_shape, load_images
+from rfdetr.inference.results import to_detections
+from rfdetr.main import EVENTS, Model
+
+# Pictures per forward pass of a long list.
+CHUNK = 32
+
+
+class RFDETR:
+    """A detector.
+
+    Args:
+        options: fields of the size's configuration (`rfdetr.config`), such as `resolution`, `num_classes`, `device`.
+            `pretrain_weights` is a published file name, a path, or None for random weights.
+        trust_checkpoint: run code that the checkpoint file contains. Only for files you made yourself.
+
+    Raises:
+        ValueError: an unknown option or a value that is not allowed.
+        FileNotFoundError, ConnectionError: the weights are not there and cannot be fetched.
+    """
+
+    size: str | None = None
+    means = list(MEAN)
+    stds = list(STD)
+    _model_config_class: type[ModelConfig] | None = None
+
+    def __init__(self, *, trust_checkpoint: bool = False, **options: Any) -> None:
+        self.model = Model(self.get_model_config(**options), trust_checkpoint=trust_checkpoint)
+        self.callbacks: defaultdict[str, list[Callable]] = defaultdict(list)
+
+    @classmethod
+    def get_model_config(cls, **options: Any) -> ModelConfig:
+        """The configuration of this size with some options changed."""
+        if cls._model_config_class is None:
+            raise TypeError("RFDETR is the base of the sizes; construct one of them, such as RFDETRNano()")
+        return cls._model_config_class(**{"model_name": cls.__name__, **options})
+
+    def get_train_config(self, **options: Any) -> TrainConfig:
+        """The configuration of a training run."""
+        return TrainConfig(**options)
+
+    @classmethod
+    def from_checkpoint(cls, path: str | Path, *, trust_checkpoint: bool = False, **options: Any) -> RFDETR:
+        """The model in a file: its size, classes, names and resolution are read from it; options win over them."""
+        return from_checkpoint(path, trust_checkpoint=trust_checkpoint, **options)
+
+    @property
+    def model_config(self) -> ModelConfig:
+        """The configuration of the network."""
+        return self.model.config
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the classes; label i is name i, except for COCO's category ids (`rfdetr.assets.coco_classes`)."""
+        return self.model.class_names
+
+    def predict(
+        self,
+        images: Any,
+        threshold: float = 0.5,
+        shape: Sequence[int] | None = None,
+        patch_size: int | None = None,
+        include_source_image: bool = True,
+        *,
+        batch_size: int = CHUNK,
+    ) -> Any:
+        """Find objects.
+
+        Args:
+            images: a path, URL, bytes, file, PIL image, array (H, W, 3) or tensor (3, H, W), RGB, or a list of them.
+                Numbers are uint8, or floats in 0..1.
+            threshold: detections with a score above it are returned.
+            shape: height and width of the network input, multiples of patch size x windows; default the resolution.
+            patch_size: must be the model's, if given.
+            include_source_image: keep the picture in `metadata["source_image"]`.
+            batch_size: pictures per forward pass of a list.
+
+        Returns:
+            `supervision.Detections` with boxes in pixels of the picture, best first; a list of them for a list.
+        """
+        config = self.model.config
+        if patch_size is not None and patch_size != config.patch_size:
+            raise ValueError(f"patch_size={patch_size} is not the model's, {config.patch_size}")
+        hw = check_shape(shape, config.block_size) if shape is not None else (config.resolution, config.resolution)
+        pictures, single = load_images(images)
+        module = self.model.ready().eval()
+        names, hidden = self.model.name_of_label(), self.model.hidden_label()
+        results = []
+        for start in range(0, len(pictures), batch_size):
+            chunk = pictures[start : start + batch_size]
+            sizes = [(picture.shape[0], picture.shape[1]) for picture in chunk]
+            with torch.inference_mode():
+                inputs = torch.stack([to_network_size(picture.to(self.model.device), hw) for picture in chunk])
+                outputs = module(normalise(inputs), last_only=True)
+                found = self.model.postprocess(outputs, torch.tensor(sizes))
+            sources = chunk if include_source_image else [None] * len(chunk)
+            results += [
+                to_detections(one, threshold, names, hidden, size, source)
+                for one, size, source in zip(found, sizes, sources, strict=True)
+            ]
+        return results[0] if single else results
+
+    def train(self, **options: Any) -> None:
+        """Fine-tune on a data set; afterwards the model holds the best weights.
+
+        Args:
+            options: fields of `TrainConfig`, of which `dataset_dir` is required; also `resolution`,
+                `gradient_checkpointing` and `callbacks`, a dict of functions by event.
+        """
+        if (resolution := options.pop("resolution", None)) is not None:
+            self._set_resolution(resolution)
+        if (checkpointing := options.pop("gradient_checkpointing", None)) is not None:
+            self.model.config.gradient_checkpointing = bool(checkpointing)
+            self.model.model.encoder.checkpointing = bool(checkpointing)
+        for name in ("start_epoch", "do_benchmark"):
+            if options.pop(name, None):
+                warnings.warn(f"train({name}=...) has no effect; use resume to go on with a run", DeprecationWarning, 2)
+        given = options.pop("callbacks", None) or {}
+        callbacks = {name: [*self.callbacks.get(name, ()), *given.get(name, ())] for name in {*self.callbacks, *given}}
+        self.model.train(callbacks, **{**options, **self._train_options(options)})
+
+    @staticmethod
+    def _train_options(options: dict[str, Any]) -> dict[str, Any]:
+        # Checked here with every name in place; Model.train also serves callers that mix in model settings.
+        TrainConfig._refuse_unknown(options)
+        return options
+
+    def _set_resolution(self, resolution: int) -> None:
+        config = self.model.config
+        resolution = check_resolution(resolution, config.block_size)
+        follows = config.positional_encoding_size == config.resolution // config.patch_size
+        config.resolution = resolution
+        if follows:
+            config.positional_encoding_size = resolution // config.patch_size
+            self.model.model.encoder.resize_position_table(config.positional_encoding_size)
+
+    def evaluate(self, dataset_dir: str | Path, *, split: str = "test", **options: Any) -> dict[str, float]:
+        """COCO metrics of the weights in memory on one split.
+
+        Args:
+            split: "test", "val" or "train"; it is the prefix of the returned names, such as "test/mAP_50_95".
+            options: fields of `TrainConfig`; those that concern training alone have no effect.
+        """
+        from rfdetr.training.run import evaluate_split
+
+        return evaluate_split(self.model, TrainConfig(dataset_dir=dataset_dir, **options), split)
+
+    def __repr__(self) -> str:
+        config = self.model.config
+        return f"{type(self).__name__}(resolution={config.resolution}, num_classes={config.num_classes})"
+
+
+def from_checkpoint(path: str | Path, *, trust_checkpoint: bool = False, **options: Any) -> RFDETR:
+    """The model in a checkpoint file, whatever its size; see `RFDETR.from_checkpoint`."""
+    checkpoint = read_checkpoint(path, trust_checkpoint)
+    right = globals()[class_name(identify(checkpoint))]
+    return right(pretrain_weights=str(path), trust_checkpoint=trust_checkpoint, **options)
+
+
+class RFDETRNano(RFDETR):
+    """30.5 M parameters, 384 pixels."""
+
+    size = "rfdetr-nano"
+    _model_config_class = configs.RFDETRNanoConfig
+
+
+class RFDETRSmall(RFDETR):
+    """32.1 M parameters, 512 pixels."""
+
+    size = "rfdetr-small"
+    _model_config_class = configs.RFDETRSmallConfig
+
+
+class RFDETRMedium(RFDETR):
+    """33.7 M parameters, 576 pixels."""
+
+    size = "rfdetr-medium"
+    _model_config_class = configs.RFDETRMediumConfig
+
+
+class RFDETRBase(RFDETR):
+    """32.2 M parameters, 560 pixels."""
+
+    size = "rfdetr-base"
+    _model_config_class = configs.RFDETRBaseConfig
+
+
+class RFDETRLarge(RFDETR):
+    """33.9 M parameters, 704 pixels. The first Large, of 136 M, is `RFDETRLargeDeprecated`."""
+
+    size = "rfdetr-large"
+    _model_config_class = configs.RFDETRLargeConfig
+
+
+class RFDETRLargeDeprecated(RFDETR):
+    """The first Large: 135.6 M parameters, 560 pixels."""
+
+    size = "rfdetr-large"
+    _model_config_class = configs.RFDETRLargeDeprecatedConfig
+
+
+class RFDETRXLarge(RFDETR):
+    """126.4 M parameters, 700 pixels. Its published weights are under another licence and are not fetched."""
+
+    size = "rfdetr-xlarge"
+    _model_config_class = configs.RFDETRXLargeConfig
+
+
+class RFDETR2XLarge(RFDETR):
+    """126.9 M parameters, 880 pixels. Its published weights are under another licence and are not fetched."""
+
+    size = "rfdetr-2xlarge"
+    _model_config_class = configs.RFDETR2XLargeConfig
+
+
+__all__ = [
+    "EVENTS",
+    "RFDETR",
+    "RFDETR2XLarge",
+    "RFDETRBase",
+    "RFDETRLarge",
+    "RFDETRLargeDeprecated",
+    "RFDETRMedium",
+    "RFDETRNano",
+    "RFDETRSmall",
+    "RFDETRXLarge",
+    "from_checkpoint",
+]

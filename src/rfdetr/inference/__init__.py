@@ -1,0 +1,3 @@
+"""Pictures in, supervision objects out."""
+
+from __future__ import annotations

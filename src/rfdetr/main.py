@@ -1,0 +1,223 @@
+"""A network with its settings, class names and device: what `RFDETR.model` is, and the older `rfdetr.main.Model`."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import nn
+
+from rfdetr.assets.coco_classes import COCO_CLASS_NAMES, COCO_CLASSES
+from rfdetr.checkpoints import identify, load
+from rfdetr.checkpoints.download import find_weights, require_weights
+from rfdetr.config import ModelConfig, TrainConfig
+from rfdetr.models.build import build_model, initialise
+from rfdetr.models.postprocess import PostProcess
+from rfdetr.training.runtime import select_device
+
+logger = logging.getLogger("rf-detr")
+
+EVENTS = ("on_fit_epoch_end", "on_train_batch_start", "on_train_end")
+Callbacks = dict[str, list[Callable]]
+
+
+class Model:
+    """A loaded network.
+
+    Args:
+        config: what to build; without it, one is made from `settings`, whose unknown names are left out.
+        trust_checkpoint: run code that the checkpoint file contains. Only for files you made yourself.
+    """
+
+    def __init__(self, config: ModelConfig | None = None, *, trust_checkpoint: bool = False, **settings: Any) -> None:
+        self.config = config or ModelConfig(**{k: v for k, v in settings.items() if k in ModelConfig.model_fields})
+        self.device = select_device(self.config.device)
+        self.stop_early = False
+        self.class_names: list[str] = []
+        self.first_label = 0
+        self._trust = trust_checkpoint
+        self._trained = False
+        self._lock = threading.Lock()
+        self._build()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.Lock()
+
+    def _build(self) -> None:
+        require_weights(self.config.variant, self.config.is_explicit("pretrain_weights"))
+        if self.config.pretrain_weights is None:
+            self.model: nn.Module = initialise(build_model(self.config))
+            self._name_classes([], 0)
+        else:
+            self._load(find_weights(self.config.pretrain_weights))
+        if self.config.freeze_encoder:
+            self.model.encoder.requires_grad_(False)
+        self.postprocess = PostProcess(self.config.num_select)
+
+    def _load(self, path: Path) -> None:
+        checkpoint = load.read_checkpoint(path, self._trust)
+        explicit = self.config.is_explicit("num_classes")
+        self.config = identify.adopt(self.config, checkpoint)
+        if explicit and checkpoint.class_rows != self.config.num_classes + 1:
+            warnings.warn(
+                f"{path} has {checkpoint.class_rows - 1} classes; the class head is resized to "
+                f"num_classes={self.config.num_classes} by repeating or cutting its rows",
+                stacklevel=5,
+            )
+        self.model = build_model(self.config)
+        weights = load.fit(checkpoint, self.config)
+        missing = [name for name in self.model.state_dict() if name not in weights]
+        if missing:
+            self._fill_missing(weights, checkpoint)
+        load.load_weights(self.model, weights, path)
+        first = self.config.first_label
+        self._name_classes(checkpoint.class_names, checkpoint.first_label if first is None else first)
+
+    def _fill_missing(self, weights: dict[str, torch.Tensor], checkpoint: load.Checkpoint) -> None:
+        """Start values for what a file of a deliberately changed architecture lacks."""
+        differing = [n for n, v in identify.structure(checkpoint).items() if getattr(self.config, n) != v]
+        if differing:
+            fresh = initialise(build_model(self.config)).state_dict()
+            for name, tensor in fresh.items():
+                if name not in weights or weights[name].shape != tensor.shape:
+                    weights[name] = tensor
+
+    def _name_classes(self, names: list[str], first_label: int) -> None:
+        if not names:
+            coco = self.config.num_classes == 90
+            names = list(COCO_CLASS_NAMES) if coco else [str(i) for i in range(self.config.num_classes)]
+        self.class_names, self.first_label = names, first_label
+
+    @property
+    def is_coco(self) -> bool:
+        """Whether labels are COCO category ids: more classes than names, and the names are COCO's."""
+        return self.config.num_classes > len(self.class_names) and self.class_names == COCO_CLASS_NAMES
+
+    def name_of_label(self) -> list[str]:
+        """A name for every output of the class head: "" where there is none."""
+        rows = self.config.num_classes + 1
+        if self.is_coco:
+            return [COCO_CLASSES.get(label, "") for label in range(rows)]
+        named = dict(enumerate(self.class_names, self.first_label))
+        named.setdefault(0 if self.first_label else rows - 1, "__background__")
+        return [named.get(label, "") for label in range(rows)]
+
+    def hidden_label(self) -> int | None:
+        """The output that no training ever makes a positive and that is not reported; None for COCO's heads."""
+        return None if self.is_coco else 0 if self.first_label else self.config.num_classes
+
+    @property
+    def resolution(self) -> int:
+        """Side of the network's square input in pixels."""
+        return self.config.resolution
+
+    @property
+    def args(self) -> SimpleNamespace:
+        """All settings in one namespace, as older scripts read them."""
+        return SimpleNamespace(**{**self.config.model_dump(), "class_names": list(self.class_names)})
+
+    def ready(self) -> nn.Module:
+        """The network on its device; it is moved at the first use, not at construction."""
+        with self._lock:
+            if next(self.model.parameters()).device != self.device:
+                self.model.to(self.device)
+        return self.model
+
+    def reinitialize_detection_head(self, num_outputs: int) -> None:
+        """Give the class heads `num_outputs` rows (classes + 1): old rows are cut or repeated in turn."""
+        heads = (self.model.class_head, self.model.proposals.classes)
+        with torch.no_grad():
+            for head, axis in zip(heads, (0, 1), strict=True):
+                for name in ("weight", "bias"):
+                    rows = getattr(head, name).transpose(0, axis)
+                    resized = load.resize_rows(rows, num_outputs).transpose(0, axis).contiguous()
+                    setattr(head, name, nn.Parameter(resized))
+        self.model.class_head.out_features = num_outputs
+        self.config.num_classes = num_outputs - 1
+
+    def request_early_stop(self) -> None:
+        """End training after the running epoch."""
+        self.stop_early = True
+
+    def train(self, callbacks: Callbacks | None = None, **settings: Any) -> None:
+        """Train on a data set; afterwards the model holds the best weights and the data set's class names.
+
+        Args:
+            callbacks: functions by event: `on_fit_epoch_end(log_stats)`, `on_train_batch_start(info)`, `on_train_end()`.
+            settings: fields of `TrainConfig`.
+
+        Raises:
+            ValueError: an unknown event or option, or a data set that cannot be used.
+        """
+        from rfdetr.training.run import prepare, run
+
+        callbacks = check_callbacks(callbacks)
+        settings = {k: v for k, v in settings.items() if k not in ModelConfig.model_fields or k in _SHARED}
+        config = TrainConfig(**settings)
+        _check_agreement(config, self.config)
+        job = prepare(config)
+        if self._trained:
+            warnings.warn("train() starts again from pretrain_weights, not from the weights in memory", stacklevel=3)
+            self._build()
+        if config.device is not None:
+            self.device = select_device(config.device)
+        self.stop_early, self._trained = False, True
+        self._fit_head(job.num_classes)
+        best = run(self, config, job, callbacks)
+        self.class_names, self.first_label = list(job.class_names), 0
+        if best is not None:
+            self.load_weights(best)
+        self.model.eval()
+
+    def _fit_head(self, num_classes: int) -> None:
+        if num_classes == self.config.num_classes:
+            return
+        if not self.config.is_explicit("num_classes"):
+            logger.info("the class head is set up for the data set's %d classes", num_classes)
+            self.reinitialize_detection_head(num_classes + 1)
+        elif num_classes > self.config.num_classes:
+            raise ValueError(
+                f"the data set has {num_classes} classes, but num_classes={self.config.num_classes} was given; "
+                "leave it out to take the data set's"
+            )
+        else:
+            warnings.warn(f"num_classes={self.config.num_classes} is kept; the data set has {num_classes}", stacklevel=4)
+
+    def load_weights(self, path: Path) -> None:
+        """Put the weights of a checkpoint of this very model into the network in memory."""
+        weights = load.fit(load.read_checkpoint(path), self.config)
+        self.model.load_state_dict(weights, strict=True)
+
+
+# Model options that `train()` takes too, for scripts of older releases.
+_SHARED = ("device", "group_detr", "ia_bce_loss", "segmentation_head", "num_select")
+
+
+def check_callbacks(callbacks: Callbacks | None) -> Callbacks:
+    """A callbacks dict whose events are all known.
+
+    Raises:
+        ValueError: an unknown event; the message lists the known ones.
+    """
+    given = dict(callbacks or {})
+    unknown = [name for name in given if name not in EVENTS and given[name]]
+    if unknown:
+        raise ValueError(f"there is no event {unknown[0]!r}; callbacks can be given for {', '.join(EVENTS)}")
+    return {name: list(given.get(name, ())) for name in EVENTS}
+
+
+def _check_agreement(config: TrainConfig, model: ModelConfig) -> None:
+    for name in ("group_detr", "segmentation_head"):
+        value = getattr(config, name)
+        if value is not None and value != getattr(model, name):
+            raise ValueError(f"train({name}={value}) contradicts the model's {name}={getattr(model, name)}")

@@ -1,0 +1,150 @@
+"""Losses of a detector: all layers and query groups in one vectorised pass."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rfdetr.models.boxes import iou_and_giou
+from rfdetr.models.matcher import MatchCosts, Matches, Targets, match
+
+ClassLoss = Literal["ia_bce", "focal", "varifocal", "position"]
+
+
+def gather_targets(targets: Sequence[Mapping[str, Tensor]]) -> Targets:
+    """Join the per-image dicts (`labels` (T,), `boxes` (T, 4) relative cxcywh) of a batch."""
+    return Targets(
+        torch.cat([one["labels"] for one in targets]),
+        torch.cat([one["boxes"] for one in targets]).float(),
+        [len(one["labels"]) for one in targets],
+    )
+
+
+class Criterion(nn.Module):
+    """Class, box and overlap losses of every output layer.
+
+    Args:
+        weight_dict: weight per loss name; the total is the weighted sum over these names.
+        groups: query groups in training; evaluation always uses one.
+        class_loss: "ia_bce" (the default of RF-DETR), "focal", "varifocal" or "position".
+        sum_group_losses: normalise by the targets alone instead of targets times groups.
+    """
+
+    def __init__(
+        self,
+        weight_dict: dict[str, float],
+        groups: int = 13,
+        class_loss: ClassLoss = "ia_bce",
+        alpha: float = 0.25,
+        sum_group_losses: bool = False,
+    ) -> None:
+        super().__init__()
+        self.weight_dict, self.groups, self.class_loss = weight_dict, groups, class_loss
+        self.alpha, self.sum_group_losses = alpha, sum_group_losses
+        self.costs = MatchCosts(alpha=alpha)
+
+    def forward(
+        self, outputs: Mapping, targets: Sequence[Mapping[str, Tensor]], num_boxes: float | Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Losses and diagnostics by name; suffix `_i` for earlier layers, `_enc` for the start boxes.
+
+        Args:
+            outputs: what the detector returned.
+            targets: per image `labels` (T,) and `boxes` (T, 4) relative cxcywh.
+            num_boxes: normaliser; None counts the targets of this batch (`normaliser`).
+        """
+        joined = gather_targets(targets)
+        groups = self.groups if self.training else 1
+        if num_boxes is None:
+            num_boxes = self.normaliser(sum(joined.counts))
+        layers = [("", outputs)]
+        layers += [(f"_{i}", one) for i, one in enumerate(outputs.get("aux_outputs", ()))]
+        if "enc_outputs" in outputs:
+            layers.append(("_enc", outputs["enc_outputs"]))
+        # The encoder proposes fewer boxes than there are queries when its grid is small.
+        by_count: dict[int, list] = {}
+        for layer in layers:
+            by_count.setdefault(layer[1]["pred_logits"].shape[1], []).append(layer)
+        losses: dict[str, Tensor] = {}
+        for same in by_count.values():
+            logits = torch.stack([one["pred_logits"] for _, one in same]).float()
+            boxes = torch.stack([one["pred_boxes"] for _, one in same]).float()
+            values = self._stacked(logits, boxes, joined, groups, num_boxes)
+            for position, (suffix, _) in enumerate(same):
+                losses.update({name + suffix: value[position] for name, value in values.items()})
+                if not suffix:
+                    losses["class_error"] = values["class_error"][position]
+        return {name: value for name, value in losses.items() if not name.startswith("class_error_")}
+
+    def normaliser(self, num_targets: float, processes: int = 1) -> float:
+        """What every loss is divided by: targets times groups per process, at least 1."""
+        groups = self.groups if self.training and not self.sum_group_losses else 1
+        return max(1.0, num_targets * groups / processes)
+
+    def weighted_total(self, losses: Mapping[str, Tensor]) -> Tensor:
+        """Sum of weight * loss over the names that have a weight."""
+        names = [name for name in losses if name in self.weight_dict]
+        weights = torch.tensor([self.weight_dict[name] for name in names], device=losses[names[0]].device)
+        return torch.stack([losses[name] for name in names]).dot(weights)
+
+    def _stacked(
+        self, logits: Tensor, boxes: Tensor, targets: Targets, groups: int, num_boxes: float | Tensor
+    ) -> dict[str, Tensor]:
+        """Losses (L,) by name for logits (L, B, Q, C) and boxes (L, B, Q, 4)."""
+        pairs = match(logits, boxes, targets, groups, self.costs)
+        layer = torch.arange(len(logits), device=logits.device).unsqueeze(1)
+        labels = targets.labels[pairs.target]
+        predicted, wanted = boxes[layer, pairs.image, pairs.query], targets.boxes[pairs.target]
+        overlap, giou = iou_and_giou(predicted, wanted)
+        class_sum = self._class_loss(logits, layer, pairs, labels, overlap.detach())
+        with torch.no_grad():
+            best = logits[layer, pairs.image, pairs.query].argmax(-1)
+            hits = (best == labels).float().mean(-1) if labels.numel() else logits.new_zeros(len(logits))
+            found = (logits.amax(-1).sigmoid() > 0.5).sum(-1).float()
+            counts = torch.tensor(targets.counts, dtype=torch.float32, device=logits.device)
+        return {
+            "loss_ce": class_sum / num_boxes,
+            "loss_bbox": (predicted - wanted).abs().sum((-1, -2)) / num_boxes,
+            "loss_giou": (1 - giou).sum(-1) / num_boxes,
+            "cardinality_error": (found - counts).abs().mean(-1),
+            "class_error": 100 - 100 * hits,
+        }
+
+    def _class_loss(self, logits: Tensor, layer: Tensor, pairs: Matches, labels: Tensor, overlap: Tensor) -> Tensor:
+        """Sum over all entries per layer: every entry as a negative, then the matched ones put right.
+
+        A negative costs sigmoid(x)^2 * softplus(x), with its gradient; the usual form with log-sigmoid cancels badly.
+        """
+        negative_weight = 1.0 if self.class_loss == "ia_bce" else 1 - self.alpha
+        everything = negative_weight * (logits.sigmoid().square() * F.softplus(logits)).sum((1, 2, 3))
+        x = logits[layer, pairs.image, pairs.query, labels]
+        p = x.sigmoid()
+        as_negative = negative_weight * p.square() * F.softplus(x)
+        positive = self._positive(x, p, overlap, as_negative, pairs, logits.shape[1])
+        return everything + (positive - as_negative).sum(-1)
+
+    def _positive(
+        self, x: Tensor, p: Tensor, overlap: Tensor, as_negative: Tensor, pairs: Matches, batch: int
+    ) -> Tensor:
+        """Loss (L, M) of the matched entries with logit x, probability p and box overlap."""
+        if self.class_loss == "ia_bce":
+            goal = (p.detach() ** self.alpha * overlap ** (1 - self.alpha)).clamp(min=0.01)
+            return (1 - goal) * x + F.softplus(-x)
+        if self.class_loss == "focal":
+            return self.alpha * (1 - p).square() * F.softplus(-x)
+        if self.class_loss == "varifocal":
+            return torch.where(overlap > 0, overlap * (F.softplus(x) - overlap * x), as_negative)
+        highest = overlap.new_zeros(len(overlap), batch).scatter_reduce(1, pairs.image, overlap, "amax")
+        goal = overlap / (highest.gather(1, pairs.image) + 1e-8)
+        return torch.where(goal > 0, self.alpha * (goal - p).square() * (F.softplus(x) - goal * x), as_negative)
+
+
+def loss_weights(dec_layers: int, cls: float = 1.0, bbox: float = 5.0, giou: float = 2.0) -> dict[str, float]:
+    """Weight of every loss name: the same three for the last layer, the earlier ones and the start boxes."""
+    suffixes = ["", *(f"_{i}" for i in range(dec_layers - 1)), "_enc"]
+    named = {"loss_ce": cls, "loss_bbox": bbox, "loss_giou": giou}
+    return {name + suffix: weight for suffix in suffixes for name, weight in named.items()}

@@ -1,0 +1,107 @@
+"""The numbers of an epoch under the names that files, loggers and callbacks use."""
+
+from __future__ import annotations
+
+import datetime
+import re
+from typing import Any
+
+import torch
+from torch import nn
+
+from rfdetr.config import TrainConfig
+from rfdetr.training.state import RunState
+
+# Prefix of the columns per kind of weights, and of the keys in log.txt.
+_COLUMN = {"regular": "", "ema": "ema_"}
+_LAYER = re.compile(r"_(\d+|enc)$")
+
+
+def epoch_stats(
+    epoch: int,
+    trained: dict[str, float],
+    scores: dict[str, dict[str, Any]],
+    state: RunState,
+    model: nn.Module,
+    seconds: tuple[float, float],
+) -> dict[str, Any]:
+    """The line of log.txt, which `on_fit_epoch_end` callbacks receive too."""
+    stats: dict[str, Any] = {f"train_{name}": value for name, value in trained.items()}
+    for kind, found in scores.items():
+        stats.update({f"{_COLUMN[kind]}test_{name}": value for name, value in found.items()})
+    stats["epoch"] = epoch
+    stats["n_parameters"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    best = {kind: best for kind, best in state.best.items() if best.epoch >= 0}
+    for kind, one in best.items():
+        stats[f"{kind}_best_res"], stats[f"{kind}_best_ep"] = one.score, one.epoch
+    if best:
+        top = max(best.values(), key=lambda one: one.score)
+        names = ("all_best_res", "all_best_ep") if "ema" in best else ("best_res", "best_ep")
+        stats.update(zip(names, (top.score, top.epoch), strict=True))
+    stats["now_time"] = datetime.datetime.now().isoformat(sep=" ", timespec="seconds")
+    stats["train_epoch_time"], stats["epoch_time"] = (str(datetime.timedelta(seconds=int(s))) for s in seconds)
+    return stats
+
+
+def epoch_metrics(
+    step: int,
+    trained: dict[str, float],
+    scores: dict[str, dict[str, Any]],
+    optimizer: torch.optim.Optimizer,
+    class_names: list[str],
+    config: TrainConfig,
+    split: str = "val",
+) -> dict[str, float]:
+    """The row of metrics.csv, whose names the loggers use too."""
+    metrics: dict[str, float] = {"step": step}
+    if trained:
+        metrics.update(_losses("train", trained))
+        rates = [group["lr"] for group in optimizer.param_groups]
+        metrics.update({"train/lr": trained["lr"], "train/lr_min": min(rates), "train/lr_max": max(rates)})
+    for kind, found in scores.items():
+        if kind == "regular" or "regular" not in scores:
+            metrics.update(_losses(split, found))
+            metrics.update(_table(split, found, class_names, config.log_per_class_metrics))
+        box = found["coco_eval_bbox"]
+        for name, index in (("mAP_50_95", 0), ("mAP_50", 1), ("mAP_75", 2), ("mAR", 8)):
+            metrics[f"{split}/{_COLUMN[kind]}{name}"] = box[index]
+    return metrics
+
+
+def _losses(split: str, values: dict[str, Any]) -> dict[str, float]:
+    """Final losses under their names, those of the other layers summed as `<name>_aux`."""
+    losses: dict[str, float] = {}
+    for name, value in values.items():
+        if name in ("loss", "class_error"):
+            losses[f"{split}/{name}"] = value
+        elif name == "cardinality_error_unscaled":
+            losses[f"{split}/cardinality_error"] = value
+        elif name.startswith("loss_") and not name.endswith("_unscaled"):
+            layer = _LAYER.search(name)
+            column = f"{split}/{_LAYER.sub('', name)}_aux" if layer else f"{split}/{name}"
+            losses[column] = losses.get(column, 0.0) + value
+    return losses
+
+
+def _table(split: str, found: dict[str, Any], class_names: list[str], per_class: bool) -> dict[str, float]:
+    results = found["results_json"]
+    table = {
+        f"{split}/F1": results["f1_score"],
+        f"{split}/precision": results["precision"],
+        f"{split}/recall": results["recall"],
+    }
+    if per_class:
+        rows = results["class_map"]
+        table.update({f"{split}/AP/{row['class']}": row["map@50:95"] for row in rows if row["class"] != "all"})
+    return table
+
+
+def one_line(
+    epoch: int, epochs: int, trained: dict[str, float], scores: dict[str, dict[str, Any]], seconds: tuple[float, float]
+) -> str:
+    """What is printed of an epoch."""
+    parts = [f"epoch {epoch + 1}/{epochs}", f"loss {trained['loss']:.3f}", f"lr {trained['lr']:.2e}"]
+    for kind, found in scores.items():
+        box = found["coco_eval_bbox"]
+        parts.append(f"{'EMA ' if kind == 'ema' else ''}AP {box[0]:.3f} AP50 {box[1]:.3f}")
+    return "  ".join([*parts, f"{seconds[1]:.0f} s"])

@@ -1,0 +1,414 @@
+"""A training run, told in order: data, optimiser, epochs, best weights, test."""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import secrets
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from rfdetr.checkpoints.load import read_checkpoint
+from rfdetr.checkpoints.names import to_internal
+from rfdetr.checkpoints.save import description
+from rfdetr.config import ModelConfig, TrainConfig
+from rfdetr.datasets.annotations import AnnotationSet
+from rfdetr.datasets.layout import has_split, read_split
+from rfdetr.datasets.loader import Pictures, TrainOrder, make_loader
+from rfdetr.datasets.transforms import EvalTransform, TrainTransform, multi_scale_sizes
+from rfdetr.engine import evaluate, train_one_epoch
+from rfdetr.models.criterion import Criterion, loss_weights
+from rfdetr.training import state as files
+from rfdetr.training.ema import ModelEma
+from rfdetr.training.loggers import Sink, TextLog, finite, open_sinks, plot_history
+from rfdetr.training.metrics import epoch_metrics, epoch_stats, one_line
+from rfdetr.training.optim import Rates, build_optimizer, lr_factor
+from rfdetr.training.progress import Progress
+from rfdetr.training.runtime import Runtime, mixed_precision, refuse_many_processes, seed_everything
+from rfdetr.training.state import EarlyStopping, Parts, RunState
+
+if TYPE_CHECKING:
+    from rfdetr.main import Model
+
+logger = logging.getLogger("rf-detr")
+Callbacks = dict[str, list[Callable]]
+
+
+@dataclass
+class Job:
+    """The splits of a data set, read and checked."""
+
+    train: AnnotationSet
+    valid: AnnotationSet
+    test: AnnotationSet | None
+    class_names: list[str]
+
+    @property
+    def num_classes(self) -> int:
+        """Classes that the head must have."""
+        return self.train.categories.num_classes
+
+
+def prepare(config: TrainConfig) -> Job:
+    """Read and check everything that can be checked before time is spent: data, output folder, processes.
+
+    Raises:
+        FileNotFoundError, ValueError: what is wrong, by name.
+    """
+    refuse_many_processes()
+    root = Path(config.dataset_dir)
+    root = root.parent if root.is_file() else root
+    train = read_split(root, "train", config.dataset_file)
+    if not len(train):
+        raise ValueError(f"{train.source} lists no pictures to train on")
+    valid = read_split(root, "valid", config.dataset_file, train.categories)
+    test = None
+    if config.run_test and has_split(root, "test", config.dataset_file):
+        test = read_split(root, "test", config.dataset_file, train.categories)
+    names = config.class_names or train.class_names
+    if len(names) > len(train.class_names):
+        raise ValueError(f"class_names has {len(names)} names for the {len(train.class_names)} classes of {train.source}")
+    if names != train.class_names:
+        warnings.warn(f"class_names differ from those of the data set, {train.class_names}", stacklevel=4)
+    if config.resume is not None:
+        read_checkpoint(config.resume)
+    Path(config.output_dir).mkdir(parents=True, exist_ok=True)
+    return Job(train, valid, test, list(names))
+
+
+@dataclass
+class Run:
+    """The parts of a run that its steps share."""
+
+    config: TrainConfig
+    settings: Any
+    folder: Path
+    parts: Parts
+    state: RunState
+    criterion: Criterion
+    postprocess: Callable
+    progress: Progress
+    description: dict[str, Any]
+
+
+def run(model: Model, config: TrainConfig, job: Job, callbacks: Callbacks) -> Path | None:
+    """Train `model` and return the file with the best weights; None when a resumed run was already finished."""
+    folder = Path(config.output_dir)
+    seed = secrets.randbelow(2**31) if config.seed is None else config.seed
+    seed_everything(seed)
+    module = model.ready()
+    order = TrainOrder(len(job.train), config.batch_size * config.grad_accum_steps, seed)
+    this = _build_run(model, module, config, job, folder, seed, len(order) // order.effective)
+    if config.resume is not None:
+        _resume(this, Path(config.resume), order)
+        if this.state.epoch >= config.epochs:
+            logger.warning("%s is finished: it has %d of %d epochs", config.resume, this.state.epoch, config.epochs)
+            return None
+    train_loader, valid_loader = _loaders(this, job, order)
+    files.write_json(folder / "training_config.json", _record(model.config, config, job))
+    text = TextLog(folder, go_on=config.resume is not None)
+    if config.resume is None:
+        for name in (*files.BEST_FILES.values(), files.BEST_TOTAL, "results.json"):
+            (folder / name).unlink(missing_ok=True)
+    sinks: list[Sink] = [text, *open_sinks(folder, config)]
+    logger.info("%s", _summary(this, job, order))
+    try:
+        for epoch in range(this.state.epoch, config.epochs):
+            stop = _epoch(this, epoch, train_loader, valid_loader, job, text, sinks, callbacks)
+            if stop or model.stop_early:
+                logger.info("the run ends early, after epoch %d", epoch + 1)
+                break
+        best = _finish(this, job, text, sinks)
+    finally:
+        for sink in sinks:
+            sink.close()
+    for callback in callbacks["on_train_end"]:
+        callback()
+    return best
+
+
+def _build_run(
+    model: Model, module: torch.nn.Module, config: TrainConfig, job: Job, folder: Path, seed: int, steps: int
+) -> Run:
+    """Criterion, optimiser, schedule, average: everything that learns."""
+    settings = model.args
+    settings.__dict__.update(config.model_dump(exclude={"group_detr", "segmentation_head", "ia_bce_loss", "num_select"}))
+    device = next(module.parameters()).device
+    amp = mixed_precision(config.amp_dtype, device) if model.config.amp else None
+    rates = Rates(
+        config.lr,
+        config.lr_encoder,
+        config.weight_decay,
+        config.lr_vit_layer_decay,
+        config.lr_component_decay,
+        model.config.out_feature_indexes[-1],
+    )
+    runtime = Runtime(device, amp)
+    optimizer = build_optimizer(module, rates, fused=device.type == "cuda" and not runtime.scaler.is_enabled())
+    factor = lr_factor(
+        config.lr_scheduler, steps, config.epochs, config.warmup_epochs, config.lr_drop, config.lr_min_factor
+    )
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    ema = ModelEma(module, config.ema_decay, config.ema_tau, config.ema_update_interval) if config.use_ema else None
+    use_ia_bce = model.config.ia_bce_loss if config.ia_bce_loss is None else config.ia_bce_loss
+    stopping = EarlyStopping(
+        config.early_stopping_patience, config.early_stopping_min_delta, config.early_stopping_use_ema
+    )
+    postprocess = type(model.postprocess)(config.num_select or model.config.num_select)
+    return Run(
+        config=config,
+        settings=settings,
+        folder=folder,
+        parts=Parts(module, model.config, optimizer, scheduler, ema, runtime),
+        state=RunState(seed=seed, stopping=stopping),
+        criterion=Criterion(
+            loss_weights(model.config.dec_layers, config.cls_loss_coef),
+            model.config.group_detr,
+            "ia_bce" if use_ia_bce else "focal",
+        ).to(device),
+        postprocess=postprocess,
+        progress=Progress(config.progress_bar),
+        description=description(model.config, job.class_names, config.model_dump()),
+    )
+
+
+def _resume(this: Run, path: Path, order: TrainOrder) -> None:
+    fresh = files.resume(path, this.parts, this.state)
+    order.seed = this.state.seed
+    if fresh:
+        warnings.warn(f"{path} holds no state of: {', '.join(fresh)}; these start fresh", stacklevel=5)
+
+
+def _loaders(this: Run, job: Job, order: TrainOrder) -> tuple[Any, Any]:
+    config, model = this.config, this.parts.config
+    sizes = [model.resolution]
+    if config.multi_scale in (True, "per-batch", "per-sample"):
+        sizes = multi_scale_sizes(model.resolution, model.block_size, config.expanded_scales)
+        sizes = sizes if config.multi_scale == "per-sample" else sizes[-1:]
+    transform = TrainTransform(
+        tuple(sizes), config.square_resize_div_64, config.scale_jitter, mirror=config.aug_config is None
+    )
+    pictures = Pictures(job.train, transform, this.state.seed)
+    shared = {
+        "block": model.block_size,
+        "num_workers": config.num_workers,
+        "pin_memory": this.parts.runtime.device.type == "cuda" if config.pin_memory is None else config.pin_memory,
+        "persistent_workers": config.persistent_workers,
+        "prefetch_factor": config.prefetch_factor,
+        "seed": this.state.seed,
+    }
+    train = make_loader(pictures, batch_size=order.effective, order=order, **shared)
+    return train, _eval_loader(this, job.valid, shared)
+
+
+def _eval_loader(this: Run, annotations: AnnotationSet, shared: dict[str, Any]) -> Any:
+    transform = EvalTransform(this.parts.config.resolution, this.config.square_resize_div_64)
+    size = this.config.eval_batch_size or this.config.batch_size
+    return make_loader(Pictures(annotations, transform), batch_size=size, **shared)
+
+
+def _epoch(
+    this: Run,
+    epoch: int,
+    train_loader: Any,
+    valid_loader: Any,
+    job: Job,
+    text: TextLog,
+    sinks: list[Sink],
+    callbacks: Callbacks,
+) -> bool:
+    """Train one epoch, save it, evaluate, keep the best, log; returns whether the run should end."""
+    config, parts, state = this.config, this.parts, this.state
+    started = time.monotonic()
+    train_loader.sampler.set_epoch(epoch)
+    steps = len(train_loader)
+    parts.model.encoder.set_drop_path(config.drop_path)
+    trained = train_one_epoch(
+        parts.model,
+        this.criterion,
+        parts.scheduler,
+        train_loader,
+        parts.optimizer,
+        parts.runtime.device,
+        epoch,
+        train_loader.batch_size,
+        config.clip_max_norm,
+        parts.ema,
+        num_training_steps_per_epoch=steps,
+        args=this.settings,
+        callbacks=callbacks,
+        runtime=parts.runtime,
+        progress=this.progress,
+    )
+    parts.model.eval()
+    state.epoch, state.global_step = epoch, state.global_step + steps
+    train_time = time.monotonic() - started
+    # Saved before the evaluation, so that nothing trained is lost if that fails.
+    _save_last(this)
+    scores: dict[str, dict[str, Any]] = {}
+    if (epoch + 1) % config.eval_interval == 0 or epoch + 1 == config.epochs:
+        scores = _evaluate_both(this, valid_loader, job.valid, config.compute_val_loss is not False)
+    stop = _keep_best(this, scores)
+    if scores:
+        _save_last(this)
+    seconds = (train_time, time.monotonic() - started)
+    stats = finite(epoch_stats(epoch, trained, scores, state, parts.model, seconds))
+    text.write_stats(stats)
+    metrics = epoch_metrics(state.global_step, trained, scores, parts.optimizer, job.class_names, config)
+    for sink in sinks:
+        sink.log(epoch, metrics)
+    logger.info("%s", one_line(epoch, config.epochs, trained, scores, seconds))
+    for callback in callbacks["on_fit_epoch_end"]:
+        callback(stats)
+    return stop
+
+
+def _save_last(this: Run) -> None:
+    files.save_last(this.folder / files.LAST, this.parts, this.state, this.description)
+    if (this.state.epoch + 1) % this.config.checkpoint_interval == 0:
+        numbered = this.folder / f"checkpoint_{this.state.epoch}.pth"
+        files.save_last(numbered, this.parts, this.state, this.description)
+
+
+def _evaluate_both(this: Run, loader: Any, annotations: AnnotationSet, with_loss: bool) -> dict[str, dict[str, Any]]:
+    """Statistics of the regular and of the averaged weights, those that are there and asked for."""
+    modules = {"regular": this.parts.model} if this.config.eval_base_model or this.parts.ema is None else {}
+    if this.parts.ema is not None:
+        modules["ema"] = this.parts.ema.module
+    runtime = this.parts.runtime
+    if this.config.fp16_eval:
+        runtime = Runtime(runtime.device, torch.float16)
+    return {
+        kind: evaluate(
+            module,
+            this.criterion if with_loss else None,
+            this.postprocess,
+            loader,
+            annotations,
+            runtime.device,
+            this.settings,
+            runtime=runtime,
+            progress=this.progress,
+            title=f"evaluate {kind}",
+        )[0]
+        for kind, module in modules.items()
+    }
+
+
+def score_of(stats: dict[str, Any] | None, metric: str) -> float | None:
+    """The number that decides: AP, or AR for "mar"."""
+    return None if stats is None else stats["coco_eval_bbox"][8 if metric == "mar" else 0]
+
+
+def _keep_best(this: Run, scores: dict[str, dict[str, Any]]) -> bool:
+    """Save new best weights; returns whether early stopping ends the run."""
+    config, state = this.config, this.state
+    if not scores or state.epoch < config.skip_best_epochs:
+        return False
+    values = {kind: score_of(scores.get(kind), config.best_model_metric) for kind in files.BEST_FILES}
+    modules = {"regular": this.parts.model, "ema": this.parts.ema and this.parts.ema.module}
+    for kind, value in values.items():
+        if value is not None and state.best[kind].is_beaten_by(value, state.epoch):
+            files.save_best(
+                this.folder / files.BEST_FILES[kind], modules[kind], state.epoch, value, this.description
+            )
+    return config.early_stopping and state.stopping.should_stop(values["regular"], values["ema"])
+
+
+def _finish(this: Run, job: Job, text: TextLog, sinks: list[Sink]) -> Path:
+    """Choose the best weights, evaluate them, write results.json and the plot."""
+    parts, config = this.parts, this.config
+    source = this.state.winner
+    if source is None:
+        warnings.warn("no evaluation took place; the final weights become checkpoint_best_total.pth", stacklevel=4)
+        source = "regular" if parts.ema is None else "ema"
+    last = parts.model if source == "regular" else parts.ema.module
+    total = files.save_total(this.folder, source, this.description, last)
+    parts.model.load_state_dict(to_internal(read_checkpoint(total).weights)[0])
+    shared = {"num_workers": config.num_workers, "block": parts.config.block_size, "persistent_workers": False}
+    splits = {"valid": job.valid}
+    if config.run_test:
+        if job.test is None:
+            warnings.warn(f"{config.dataset_dir} has no test split; the test run is left out", stacklevel=4)
+        else:
+            splits["test"] = job.test
+    found = {}
+    for name, annotations in splits.items():
+        criterion = this.criterion if name == "test" and config.compute_test_loss else None
+        loader = _eval_loader(this, annotations, shared)
+        found[name] = evaluate(
+            parts.model, criterion, this.postprocess, loader, annotations, parts.runtime.device, this.settings,
+            runtime=parts.runtime, progress=this.progress, title=name,
+        )[0]  # fmt: skip
+    tables = {name: stats["results_json"]["class_map"] for name, stats in found.items()}
+    files.write_json(this.folder / "results.json", finite({**found["valid"]["results_json"], "class_map": tables}))
+    if "test" in found:
+        metrics = epoch_metrics(
+            this.state.global_step, {}, {"regular": found["test"]}, parts.optimizer, job.class_names, config, "test"
+        )
+        for sink in sinks:
+            sink.log(this.state.epoch, metrics)
+    plot_history(text.history, this.folder / "metrics_plot.png")
+    return total
+
+
+def evaluate_split(model: Model, config: TrainConfig, split: str) -> dict[str, float]:
+    """Metrics of the weights in memory on one split, named `<split>/<metric>`.
+
+    Raises:
+        ValueError: an unknown split, or a data set with more classes than the model has.
+    """
+    folder = {"val": "valid"}.get(split, split)
+    annotations = read_split(Path(config.dataset_dir), folder, config.dataset_file)
+    if annotations.categories.num_classes > model.config.num_classes:
+        raise ValueError(
+            f"{annotations.source} has {annotations.categories.num_classes} classes, the model {model.config.num_classes}"
+        )
+    module = model.ready()
+    device = next(module.parameters()).device
+    runtime = Runtime(device, torch.float16 if config.fp16_eval else None)
+    pictures = Pictures(annotations, EvalTransform(model.resolution, config.square_resize_div_64))
+    loader = make_loader(
+        pictures,
+        batch_size=config.eval_batch_size or config.batch_size,
+        block=model.config.block_size,
+        num_workers=config.num_workers,
+        persistent_workers=False,
+    )
+    stats, _ = evaluate(
+        module, None, model.postprocess, loader, annotations, device, config, runtime=runtime,
+        progress=Progress(config.progress_bar), title=split,
+    )  # fmt: skip
+    metrics = {f"{split}/{name}": stats["coco_eval_bbox"][i] for name, i in (("mAP_50_95", 0), ("mAP_50", 1), ("mAP_75", 2), ("mAR", 8))}
+    table = stats["results_json"]
+    metrics.update({f"{split}/F1": table["f1_score"], f"{split}/precision": table["precision"], f"{split}/recall": table["recall"]})
+    return metrics
+
+
+def _record(model: ModelConfig, config: TrainConfig, job: Job) -> dict[str, Any]:
+    return finite(
+        {
+            "train_config": config.model_dump(mode="json"),
+            "model_config": model.model_dump(mode="json"),
+            "model_config_type": type(model).__name__,
+            "class_names": job.class_names,
+            "num_classes": model.num_classes,
+            "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        }
+    )
+
+
+def _summary(this: Run, job: Job, order: TrainOrder) -> str:
+    trained = sum(p.numel() for p in this.parts.model.parameters() if p.requires_grad) / 1e6
+    test = f", {len(job.test)} for the test" if job.test is not None else ""
+    return (
+        f"{len(job.train)} pictures to train on, {len(job.valid)} to validate{test}; {len(job.class_names)} classes; "
+        f"{trained:.1f} M parameters; {len(order) // order.effective} steps of {order.effective} pictures per epoch, "
+        f"epochs {this.state.epoch + 1} to {this.config.epochs} on {this.parts.runtime.device}; seed {this.state.seed}"
+    )

@@ -1,0 +1,3 @@
+"""Import paths of older releases."""
+
+from __future__ import annotations

@@ -1,0 +1,142 @@
+"""Finding the splits of a data set folder, and the errors when there is none."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from PIL import Image
+
+from rfdetr.datasets.annotations import Categories
+from rfdetr.datasets.layout import detect_format, find_coco_split, has_split, read_split
+
+BOX = {"id": 1, "image_id": 1, "category_id": 3, "bbox": [10, 10, 20, 20]}
+
+
+def write_coco(file, pictures, annotations=(BOX,), names=("a", "b")):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    pictures.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (80, 60)).save(pictures / "a.png")
+    document = {
+        "images": [{"id": 1, "file_name": "a.png"}],
+        "categories": [{"id": i, "name": name} for i, name in zip((3, 9), names, strict=True)],
+        "annotations": list(annotations),
+    }
+    file.write_text(json.dumps(document), encoding="utf-8")
+
+
+def write_roboflow(root, split, **options):
+    write_coco(root / split / "_annotations.coco.json", root / split, **options)
+
+
+def write_yolo(root, split):
+    (root / split / "images").mkdir(parents=True)
+    (root / split / "labels").mkdir(parents=True)
+    Image.new("RGB", (80, 60)).save(root / split / "images" / "y.png")
+    (root / split / "labels" / "y.txt").write_text("1 0.5 0.5 0.5 0.5\n", encoding="utf-8")
+    (root / "data.yaml").write_text("names: [a, b]\n", encoding="utf-8")
+
+
+@pytest.mark.parametrize("folder", ["valid", "val", "validation"])
+def test_names_of_the_validation_folder(tmp_path, folder):
+    write_roboflow(tmp_path, "train")
+    write_roboflow(tmp_path, folder)
+    assert has_split(tmp_path, "valid")
+    assert read_split(tmp_path, "valid").path(0).parent.name == folder
+
+
+def test_valid_goes_before_val(tmp_path):
+    write_roboflow(tmp_path, "val")
+    write_roboflow(tmp_path, "valid")
+    assert read_split(tmp_path, "valid").path(0).parent.name == "valid"
+
+
+def test_coco_goes_before_yolo_unless_yolo_is_asked_for(tmp_path):
+    write_roboflow(tmp_path, "train")
+    write_yolo(tmp_path, "train")
+    assert detect_format(tmp_path) == "coco"
+    assert read_split(tmp_path, "train").path(0).name == "a.png"
+    assert read_split(tmp_path, "train", "yolo").path(0).name == "y.png"
+
+
+def test_split_that_is_missing_says_what_was_looked_for_and_found(tmp_path):
+    write_roboflow(tmp_path, "train")
+    assert not has_split(tmp_path, "test")
+    message = r"no test split: looked for .*test/_annotations.coco.json, found train/ in "
+    with pytest.raises(FileNotFoundError, match=message):
+        read_split(tmp_path, "test")
+
+
+# Annotation file, picture folder, split.
+TREES = [
+    ("instances_train2017.json", "train2017", "train"),
+    ("instances_val2017.json", "images/val2017", "valid"),
+    ("instances_test2017.json", "test2017", "test"),
+    ("image_info_test-dev2017.json", "test2017", "test"),
+    ("instances_train.json", "train", "train"),
+    ("instances_valid.json", "valid", "valid"),
+]
+
+
+@pytest.mark.parametrize(("file", "pictures", "split"), TREES)
+def test_original_coco_tree_has_raw_ids(tmp_path, file, pictures, split):
+    write_coco(tmp_path / "annotations" / file, tmp_path / pictures)
+    assert find_coco_split(tmp_path, split, "coco") == (tmp_path / "annotations" / file, tmp_path / pictures)
+    annotations = read_split(tmp_path, split, "coco")
+    assert annotations.labels.tolist() == [3]
+    assert annotations.categories.num_classes == 9
+
+
+def test_year_2017_goes_before_other_files_of_a_coco_tree(tmp_path):
+    for name in ("train2014", "train2017"):
+        write_coco(tmp_path / "annotations" / f"instances_{name}.json", tmp_path / name)
+    assert read_split(tmp_path, "train", "coco").path(0).parent.name == "train2017"
+    (tmp_path / "annotations" / "instances_train2017.json").rename(tmp_path / "annotations" / "instances_train15.json")
+    with pytest.raises(ValueError, match=r"several annotation files for the train split: .*train15.json"):
+        read_split(tmp_path, "train", "coco")
+
+
+def test_coco_tree_without_the_option_is_refused_with_a_hint(tmp_path):
+    write_coco(tmp_path / "annotations" / "instances_train2017.json", tmp_path / "train2017")
+    with pytest.raises(FileNotFoundError, match=r'found annotations/, train2017/; .* give dataset_file="coco"'):
+        detect_format(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"no valid split: looked for .*instances_val2017.json"):
+        read_split(tmp_path, "valid", "coco")
+
+
+@pytest.mark.parametrize("call", [detect_format, lambda root: has_split(root, "train")])
+def test_folder_that_is_missing_or_empty(tmp_path, call):
+    with pytest.raises(FileNotFoundError, match=r"data set folder .*gone does not exist"):
+        call(tmp_path / "gone")
+    with pytest.raises(FileNotFoundError, match=r"looked for train/_annotations.coco.json .* found nothing"):
+        call(tmp_path)
+
+
+def test_options_that_are_not_known_are_refused(tmp_path):
+    write_roboflow(tmp_path, "train")
+    with pytest.raises(ValueError, match=r"split='eval' is not known; choose one of train, valid, test"):
+        read_split(tmp_path, "eval")
+    with pytest.raises(ValueError, match=r"dataset_file='voc' is not known; choose one of roboflow, coco, yolo"):
+        read_split(tmp_path, "train", "voc")
+
+
+def test_home_folder_is_expanded(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_roboflow(tmp_path / "set", "train")
+    assert has_split("~/set", "train")
+
+
+def test_train_split_without_objects_warns_and_valid_does_not(tmp_path):
+    for split in ("train", "valid"):
+        write_roboflow(tmp_path, split, annotations=())
+    with pytest.warns(UserWarning, match=r"train split without any object: 1 \(first: 1 background pictures\)"):
+        assert len(read_split(tmp_path, "train")) == 1
+    assert len(read_split(tmp_path, "valid").labels) == 0
+
+
+def test_yolo_split_has_to_have_the_classes_of_the_train_split(tmp_path):
+    write_yolo(tmp_path, "train")
+    categories = read_split(tmp_path, "train").categories
+    assert read_split(tmp_path, "train", categories=categories).class_names == ["a", "b"]
+    with pytest.raises(ValueError, match=r"data.yaml: classes are \['a', 'b'\], but the given categories are \['b'\]"):
+        read_split(tmp_path, "train", categories=Categories((0,), ("b",)))
