@@ -33,7 +33,7 @@ def draw_picture(
     boxes = np.zeros((0, 4))
     for _ in range(int(rng.integers(1, max_objects + 1))):
         label = int(rng.integers(len(shapes)))
-        radius = float(rng.uniform(0.08, 0.22)) * min(hw)
+        radius = float(rng.uniform(0.12, 0.28)) * min(hw)
         centre = (float(rng.uniform(radius, width - radius)), float(rng.uniform(radius, height - radius)))
         points = outline(shapes[label], centre, radius, float(rng.uniform(0, 2 * np.pi)))
         box = np.concatenate((points.min(0), points.max(0)))

@@ -1,7 +1,6 @@
 """COCO average precision and recall: stored detections, greedy matching, accumulation.
 
-Gives the arrays of pycocotools bit for bit. Knows detections only by class, score, area and overlap with the
-ground truth, so boxes, masks and keypoints share it.
+Gives the arrays of pycocotools bit for bit. Only `update` knows boxes; masks and keypoints bring their own overlaps.
 """
 
 from __future__ import annotations
@@ -75,11 +74,10 @@ class Detections:
 class CocoResult:
     """Numbers of one evaluation; -1 wherever there is no ground truth.
 
-    T IoU thresholds, R recall points, K classes, A area ranges, M limits on the detections per picture and class.
-
     Args:
         stats: (12,), see `STAT_NAMES`; all but AR@1 and AR@10 at the largest limit.
-        precision, scores: (T, R, K, A, M); recall: (T, K, A, M).
+        precision, scores: (T, R, K, A, M) IoU thresholds, recall points, classes, area ranges and limits on the
+            detections per picture and class (1, 10, the largest); recall: (T, K, A, M).
         ap, ap50, ar: (K,), all areas at the largest limit.
     """
 
@@ -149,8 +147,8 @@ class CocoEvaluator:
         detections["score"], detections["label"], detections["area"] = scores[order], labels[order], areas[order]
 
         truth = self.truth_rows(image_index)
-        close = (iou[order] >= IOU_THRESHOLDS[0]) & (labels[order, None] == self.ground_truth.label[truth])
-        row, column = np.nonzero(close)
+        same_class = labels[order, None] == self.ground_truth.label[truth]
+        row, column = np.nonzero(same_class & (iou[order] >= IOU_THRESHOLDS[0]))
         pairs = np.empty(len(row), dtype=_PAIR)
         pairs["detection"], pairs["truth"] = row, truth[column]
         pairs["iou"], pairs["plain_iou"] = iou[order[row], column], plain_iou[order[row], column]
@@ -159,8 +157,7 @@ class CocoEvaluator:
     def state(self) -> dict[str, np.ndarray]:
         """All that was added, in the order of the pictures, as flat arrays to send to another process."""
         image_index = sorted(self._pictures)
-        detections = [self._pictures[index][0] for index in image_index]
-        pairs = [self._pictures[index][1] for index in image_index]
+        detections, pairs = ([self._pictures[index][part] for index in image_index] for part in (0, 1))
         return {
             "image_index": np.array(image_index, dtype=np.int64),
             "num_detections": np.array([len(part) for part in detections], dtype=np.int64),
@@ -183,8 +180,7 @@ class CocoEvaluator:
         stored, pairs = state["detections"], state["pairs"]
         image = np.repeat(state["image_index"], state["num_detections"])
         label = stored["label"].astype(np.int64)
-        is_first = np.ones(len(stored), dtype=bool)
-        is_first[1:] = (image[1:] != image[:-1]) | (label[1:] != label[:-1])
+        is_first = np.diff(image * len(self.ground_truth.class_names) + label, prepend=-1) != 0
         group = np.cumsum(is_first) - 1
         offset = np.cumsum(state["num_detections"]) - state["num_detections"]
         return Detections(
@@ -218,8 +214,6 @@ def box_overlaps(
     union = area + truth_xywh[:, 2] * truth_xywh[:, 3] - intersection
     # Boxes without area meet nothing, and their union may be 0.
     plain_iou = np.divide(intersection, union, out=np.zeros_like(union), where=intersection > 0)
-    if not truth_crowd.any():
-        return plain_iou, plain_iou
     return np.divide(intersection, area, out=plain_iou.copy(), where=truth_crowd & (intersection > 0)), plain_iou
 
 
@@ -230,22 +224,18 @@ def match_greedily(
     reusable: np.ndarray,
     ignored: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Give each detection, best scores first, the free object of its picture and class it prefers.
-
-    Works in rounds: the n-th detections of all groups at once, for all thresholds and area ranges.
+    """Give each detection the free object it prefers: the n-th detections of all groups at once, n rising.
 
     Args:
         pair_order: pairs to consider, by detection and then rising preference; objects that count come first anyway.
-        iou_thresholds: (T,).
-        reusable: (A,) bool, objects that several detections may take.
+        iou_thresholds: (T,); reusable: (A,) bool, objects that several detections may take.
         ignored: (A, R) bool, objects that do not count in each of R area ranges.
 
     Returns:
         Rows of the detections that have pairs (C,), ascending, and what became of them (C, T, R) int8.
     """
-    detection, truth = detections.pair_detection[pair_order], detections.pair_truth[pair_order]
-    iou = detections.iou[pair_order]
-    rows, candidate = np.unique(detection, return_inverse=True)
+    iou, truth = detections.iou[pair_order], detections.pair_truth[pair_order]
+    rows, candidate = np.unique(detections.pair_detection[pair_order], return_inverse=True)
     _, group_first, group_of = np.unique(detections.group[rows], return_index=True, return_inverse=True)
     turn = (np.arange(len(rows)) - group_first[group_of])[candidate]
     by_turn = np.argsort(turn, kind="stable")
@@ -259,7 +249,7 @@ def match_greedily(
         first = np.flatnonzero(np.diff(players, prepend=-1))
         open_ = (iou[pairs, None] >= iou_thresholds)[:, :, None] & ~taken[objects]
         # A later place in the order wins, and any object that counts wins over all that do not.
-        place = np.arange(len(pairs), dtype=np.int32)[:, None] + len(pairs) * ~ignored[objects]
+        place = np.arange(len(pairs))[:, None] + len(pairs) * ~ignored[objects]
         best = np.maximum.reduceat(np.where(open_, place[:, None, :], -1), first, axis=0)
         outcome[players[first]] = (best >= 0).astype(np.int8) + (best >= len(pairs))
         winner, threshold, area = np.nonzero(best >= 0)
@@ -283,9 +273,9 @@ def _accumulate(truth: GroundTruth, found: Detections, limits: list[int]) -> tup
     order = np.lexsort((-found.score, found.label))
     bounds = np.searchsorted(found.label[order], np.arange(num_classes + 1))
 
-    shape = (len(IOU_THRESHOLDS), len(RECALL_POINTS), num_classes, len(AREA_RANGES), len(limits))
-    precision, scores = np.empty((2, *shape))
-    recall = np.empty((shape[0], *shape[2:]))
+    shape = (num_classes, len(AREA_RANGES), len(limits))
+    precision, scores = np.empty((2, len(IOU_THRESHOLDS), len(RECALL_POINTS), *shape))
+    recall = np.empty((len(IOU_THRESHOLDS), *shape))
     for label in range(num_classes):
         by_score = order[bounds[label] : bounds[label + 1]]
         for m, limit in enumerate(limits):

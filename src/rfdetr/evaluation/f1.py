@@ -51,8 +51,8 @@ def sweep_confidence(evaluator: CocoEvaluator) -> ConfidenceSweep:
     """
     truth, found = evaluator.ground_truth, evaluator.detections()
     num_classes = len(truth.class_names)
-    is_right, is_ignored = _match(truth, found)
-    is_wrong = ~is_right & ~is_ignored
+    is_right, in_crowd = _match(truth, found)
+    is_wrong = ~is_right & ~in_crowd
     right = _count_at_or_above(found.score[is_right], found.label[is_right], num_classes)
     wrong = _count_at_or_above(found.score[is_wrong], found.label[is_wrong], num_classes)
     num_truth = np.bincount(truth.label[~truth.crowd], minlength=num_classes)
@@ -101,7 +101,7 @@ def _table_row(name: str, ap: float, ap50: float, precision_recall_f1: np.ndarra
 
 
 def _match(truth: GroundTruth, found: Detections) -> tuple[np.ndarray, np.ndarray]:
-    """Which detections (D,) take an object, and which others lie in a crowd region."""
+    """Which detections take an object, (D,), and which lie in a crowd region, (D,)."""
     pair_crowd = truth.crowd[found.pair_truth]
     preference = np.lexsort((-found.pair_truth, found.iou, found.pair_detection))
     never = np.zeros(len(truth.crowd), dtype=bool)
@@ -112,7 +112,7 @@ def _match(truth: GroundTruth, found: Detections) -> tuple[np.ndarray, np.ndarra
     is_right[rows] = outcome[:, 0, 0] == MATCHED
     in_crowd = np.zeros(len(found.score), dtype=bool)
     in_crowd[found.pair_detection[pair_crowd & (found.plain_iou >= IOU_THRESHOLD)]] = True
-    return is_right, in_crowd & ~is_right
+    return is_right, in_crowd
 
 
 def _count_at_or_above(score: np.ndarray, label: np.ndarray, num_classes: int) -> np.ndarray:

@@ -1,0 +1,170 @@
+"""This package and the published one, measured in turn in one session; prints ratios (below 1: ours is faster).
+
+    python benchmarks/compare.py --published /path/to/other/venv/bin/python
+
+The other environment holds the published package (`pip install "rfdetr[train]"`), so that neither touches the other.
+Each task runs alternately on both sides; the ratio is that of the fastest rounds, for wall and for CPU time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+HERE = Path(__file__).parent
+IMPORT = """
+import time, sys
+start, cpu = time.perf_counter(), time.process_time()
+sys.argv = ["worker", "1"]
+sys.path.insert(0, {folder!r})
+import torch
+import worker
+from rfdetr import RFDETRNano
+import json
+print(json.dumps({{"wall": time.perf_counter() - start, "cpu": time.process_time() - cpu}}))
+"""
+# name, request of one round, rounds
+SIZES = {"480x640": (480, 640), "1080x1920": (1080, 1920)}
+
+
+class Side:
+    """One package in its own process."""
+
+    def __init__(self, python: str, threads: int) -> None:
+        self.python = python
+        self.process = subprocess.Popen(
+            [python, str(HERE / "worker.py"), str(threads)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        self.about = json.loads(self.process.stdout.readline())
+
+    def ask(self, task: str, **request: object) -> dict:
+        self.process.stdin.write(json.dumps({"task": task, **request}) + "\n")
+        self.process.stdin.flush()
+        answer = json.loads(self.process.stdout.readline())
+        if "error" in answer:
+            raise SystemExit(f"{self.python}: {task} failed: {answer['error']}")
+        return answer
+
+
+def import_time(python: str) -> dict:
+    """A fresh process that imports the package and its first class."""
+    code = IMPORT.format(folder=str(HERE))
+    result = subprocess.run([python, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    return json.loads(result.stdout.strip().splitlines()[-1])
+
+
+def rows(name: str, pairs: list[tuple[dict, dict]]) -> dict:
+    best = {
+        (side, clock): min(pair[i][clock] for pair in pairs)
+        for i, side in enumerate(("ours", "published"))
+        for clock in ("wall", "cpu")
+    }
+    row = {"task": name, **{f"{side}_{clock}": value for (side, clock), value in best.items()}}
+    for clock in ("wall", "cpu"):
+        row[f"ratio_{clock}"] = best["ours", clock] / best["published", clock]
+    print(
+        f"{name:34s} {best['ours', 'wall'] * 1e3:10.1f} {best['published', 'wall'] * 1e3:10.1f} {row['ratio_wall']:8.2f}"
+        f" {best['ours', 'cpu'] * 1e3:10.1f} {best['published', 'cpu'] * 1e3:10.1f} {row['ratio_cpu']:8.2f}",
+        flush=True,
+    )
+    return row
+
+
+def in_turn(sides: tuple[Side, Side], name: str, rounds: int, task: str, compare: str | None = None, **request) -> dict:
+    pairs = [tuple(side.ask(task, **request) for side in sides) for _ in range(rounds)]
+    if compare:
+        ours, theirs = (pairs[0][i][compare] for i in (0, 1))
+        gap = max(abs(a - b) for a, b in zip(ours, theirs, strict=True)) if isinstance(ours, list) else abs(ours - theirs)
+        if gap > 1e-3 * max(1.0, abs(ours) if not isinstance(ours, list) else 1.0):
+            raise SystemExit(f"{name}: the outputs differ by {gap}; timing different work says nothing")
+    return rows(name, pairs)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--published", required=True, help="python of an environment with the published package")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", default="", help="run only tasks whose name contains this")
+    parser.add_argument("--json", type=Path, help="also write the rows to this file")
+    options = parser.parse_args()
+    found = []
+
+    def wanted(name: str) -> bool:
+        return options.only in name
+
+    header = ("task", "ours ms", "publ. ms", "ratio", "ours cpu", "publ. cpu", "ratio")
+    print(f"threads {options.threads}, rounds {options.rounds}, load {os.getloadavg()[0]:.1f}")
+    print(f"{header[0]:34s} {header[1]:>10s} {header[2]:>10s} {header[3]:>8s} {header[4]:>10s} {header[5]:>10s} {header[6]:>8s}")
+    if wanted("import"):
+        pythons = (sys.executable, options.published)
+        found.append(rows("import", [tuple(import_time(python) for python in pythons) for _ in range(3)]))
+    sides = (Side(sys.executable, options.threads), Side(options.published, options.threads))
+    with tempfile.TemporaryDirectory() as folder:
+        found += measure(sides, Path(folder), options.rounds, wanted)
+    if options.json:
+        options.json.write_text(json.dumps({"sides": [side.about for side in sides], "rows": found}, indent=2))
+
+
+def measure(sides: tuple[Side, Side], folder: Path, rounds: int, wanted) -> list[dict]:
+    found = []
+    for size in ("nano", "base"):
+        weights = str(folder / f"{size}.pth")
+        sides[0].ask("save_weights", size=size, path=weights)
+        if wanted(f"construction {size}"):
+            found.append(in_turn(sides, f"construction {size}", 3, "construct", size=size, weights=weights))
+        found += measure_predict(sides, size, weights, rounds, wanted)
+        if size == "nano" and wanted("training step"):
+            for side in sides:
+                side.ask("prepare_step", size=size, weights=weights)
+            for batch in (2, 4):
+                name = f"training step nano batch {batch}"
+                found.append(
+                    in_turn(sides, name, rounds, "step", "loss", size=size, batch=batch, resolution=384)
+                )
+    if wanted("loader"):
+        found += measure_loader(sides, folder)
+    return found
+
+
+def measure_predict(sides: tuple[Side, Side], size: str, weights: str, rounds: int, wanted) -> list[dict]:
+    found = []
+    if not wanted(f"predict {size}"):
+        return found
+    for side in sides:
+        side.ask("prepare_predict", size=size, weights=weights)
+    for name, (height, width) in SIZES.items():
+        request = {"size": size, "height": height, "width": width}
+        found.append(in_turn(sides, f"predict {size} {name}", rounds, "predict", "scores", **request))
+    sides[1].ask("prepare_predict", size=size, weights=weights, best=True)
+    for name, (height, width) in SIZES.items():
+        request = {"size": size, "height": height, "width": width}
+        pairs = [(sides[0].ask("predict", **request), sides[1].ask("predict", best=True, **request)) for _ in range(rounds)]
+        found.append(rows(f"predict {size} {name} (publ. best)", pairs))
+    return found
+
+
+def measure_loader(sides: tuple[Side, Side], folder: Path) -> list[dict]:
+    from rfdetr.datasets.synthetic import draw_dataset
+
+    draw_dataset(folder / "data", {"train": 120, "valid": 4, "test": 4}, hw=(480, 640))
+    found = []
+    for workers in (0, 2):
+        for side in sides:
+            side.ask("prepare_loader", folder=str(folder / "data"), workers=workers)
+        name = f"loader per picture, {workers} workers"
+        found.append(in_turn(sides, name, 3, "loader", workers=workers))
+    return found
+
+
+if __name__ == "__main__":
+    main()

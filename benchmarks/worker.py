@@ -1,0 +1,189 @@
+"""One side of `compare.py`: runs in this package's environment or in that of the published one, and times tasks.
+
+Reads one JSON request per line from standard input and answers with one JSON line. Both packages answer the same
+requests; where they differ, the function says so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+
+def allow_foreign_torchvision() -> None:
+    """Let a CUDA build of torchvision import beside a CPU build of torch: its operators get their names alone."""
+    try:
+        import torchvision  # noqa: F401
+    except ImportError:
+        return
+    except RuntimeError:
+        library = torch.library.Library("torchvision", "DEF")
+        backward = [f"_{name}_backward" for name in ("roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool", "deform_conv2d")]
+        plain = ["nms", "qnms", "roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool", "deform_conv2d"]
+        for name in plain + backward:
+            library.define(f"{name}(Tensor x) -> Tensor")
+        globals()["_library"] = library
+        for name in [name for name in sys.modules if name.startswith("torchvision")]:
+            del sys.modules[name]
+
+
+allow_foreign_torchvision()
+
+import rfdetr  # noqa: E402
+
+OURS = (Path(rfdetr.__file__).parent / "models" / "detector.py").is_file()
+CLASSES = {"nano": "RFDETRNano", "base": "RFDETRBase"}
+state: dict = {}
+
+
+def timed(action, rounds: int = 1) -> dict:
+    """Wall and CPU seconds of the fastest of `rounds` calls."""
+    best = {"wall": float("inf"), "cpu": float("inf")}
+    for _ in range(rounds):
+        wall, cpu = time.perf_counter(), time.process_time()
+        action()
+        best["wall"] = min(best["wall"], time.perf_counter() - wall)
+        best["cpu"] = min(best["cpu"], time.process_time() - cpu)
+    return best
+
+
+def make_model(size: str, weights: str | None, **options):
+    return getattr(rfdetr, CLASSES[size])(pretrain_weights=weights, device="cpu", **options)
+
+
+def save_weights(size: str, path: str) -> dict:
+    """Random weights under published names, in a file that both packages read. Asked of this package."""
+    from rfdetr.checkpoints.save import description, published_weights, save_checkpoint
+
+    torch.manual_seed(0)
+    model = make_model(size, None)
+    about = description(model.model_config, model.class_names)
+    save_checkpoint(Path(path), {"model": published_weights(model.model.model.state_dict()), **about})
+    return {}
+
+
+def construct(size: str, weights: str) -> dict:
+    make_model(size, weights)
+    return timed(lambda: make_model(size, weights))
+
+
+def prepare_predict(size: str, weights: str, best: bool = False) -> dict:
+    model = make_model(size, weights)
+    if best:
+        model.inference(compile=True, batch_size=1)
+    state["predict", size, best] = model
+    return {}
+
+
+def predict(size: str, height: int, width: int, best: bool = False) -> dict:
+    image = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    model = state["predict", size, best]
+    found = model.predict(image, threshold=0.0)
+    answer = timed(lambda: model.predict(image, threshold=0.5), rounds=2)
+    return {**answer, "scores": [round(float(score), 5) for score in found.confidence[:20]]}
+
+
+def prepare_step(size: str, weights: str) -> dict:
+    """Model, losses, AdamW in one group (the cheapest way for either package) and an average."""
+    model = make_model(size, weights)
+    net = model.model.model.train()
+    if OURS:
+        from rfdetr.models.criterion import Criterion, loss_weights
+
+        criterion = Criterion(loss_weights(model.model_config.dec_layers), 13).train()
+    else:
+        from rfdetr.config import TrainConfig
+        from rfdetr.models import build_criterion_from_config
+
+        criterion = build_criterion_from_config(model.model_config, TrainConfig(dataset_dir="."))[0].train()
+    parameters = [p for p in net.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-6, foreach=True)
+    state["step", size] = net, criterion, optimizer, parameters, [p.detach().clone() for p in parameters]
+    return {}
+
+
+def step(size: str, batch: int, resolution: int) -> dict:
+    net, criterion, optimizer, parameters, average = state["step", size]
+    random = torch.Generator().manual_seed(1)
+    images = torch.randn(batch, 3, resolution, resolution, generator=random)
+    targets = [
+        {"labels": torch.randint(0, 90, (7,), generator=random), "boxes": torch.rand(7, 4, generator=random) * 0.3 + 0.2}
+        for _ in range(batch)
+    ]
+    losses: dict = {}
+
+    def one() -> None:
+        losses.update(criterion(net(images), targets))
+        sum(losses[name] * weight for name, weight in criterion.weight_dict.items() if name in losses).backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 0.1)
+        optimizer.step()
+        optimizer.zero_grad()
+        torch._foreach_lerp_(average, [p.detach() for p in parameters], 0.01)
+
+    return {**timed(one), "loss": float(losses["loss_ce"])}
+
+
+def prepare_loader(folder: str, workers: int) -> dict:
+    """Training loader of nano with its default settings."""
+    from rfdetr.config import RFDETRNanoConfig, TrainConfig
+
+    options = {"dataset_dir": folder, "num_workers": workers, "batch_size": 8, "grad_accum_steps": 1}
+    config = RFDETRNanoConfig(pretrain_weights=None, num_classes=4)
+    if OURS:
+        state["loader", workers] = our_loader(TrainConfig(**options), config)
+        return {}
+    from rfdetr.training import RFDETRDataModule
+
+    data = RFDETRDataModule(config, TrainConfig(**options))
+    data.setup("fit")
+    state["loader", workers] = data.train_dataloader()
+    return {}
+
+
+def our_loader(options, config):
+    from rfdetr.datasets.layout import read_split
+    from rfdetr.datasets.loader import Pictures, TrainOrder, make_loader
+    from rfdetr.datasets.transforms import TrainTransform, multi_scale_sizes
+
+    annotations = read_split(Path(options.dataset_dir), "train")
+    largest = multi_scale_sizes(config.resolution, config.block_size)[-1]
+    pictures = Pictures(annotations, TrainTransform((largest,)))
+    order = TrainOrder(len(annotations), options.batch_size, 0)
+    return make_loader(pictures, batch_size=options.batch_size, order=order, num_workers=options.num_workers)
+
+
+def loader(workers: int) -> dict:
+    """Seconds per picture over one epoch; CPU seconds include the loading processes."""
+    before, started, count = os.times(), time.perf_counter(), 0
+    for batch in state["loader", workers]:
+        count += len(batch[1])
+    after = os.times()
+    cpu = sum(after[i] - before[i] for i in range(4))
+    return {"wall": (time.perf_counter() - started) / count, "cpu": cpu / count, "pictures": count}
+
+
+def main() -> None:
+    torch.set_num_threads(int(sys.argv[1]))
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what the packages print must not mix with the answers
+    print(json.dumps({"ours": OURS, "version": getattr(rfdetr, "__version__", "?")}), file=answers, flush=True)
+    for line in sys.stdin:
+        request = json.loads(line)
+        task = globals()[request.pop("task")]
+        try:
+            answer = task(**request)
+        except Exception as error:  # noqa: BLE001 - whatever fails is reported to the other side
+            answer = {"error": f"{type(error).__name__}: {error}"}
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(KeyboardInterrupt):
+        main()

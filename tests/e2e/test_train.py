@@ -1,0 +1,215 @@
+"""A whole run: the files it leaves, what they hold, going on after a break, and what the model knows afterwards."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tests.tiny import TRAINING, tiny_data, tiny_model
+
+import rfdetr
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_data(tmp_path_factory.mktemp("data"))
+
+
+def train(data: Path, out: Path, model: Any = None, **options: Any) -> Any:
+    torch.manual_seed(0)
+    model = model or tiny_model()
+    model.train(dataset_dir=data, output_dir=out, **{**TRAINING, **options})
+    return model
+
+
+def load(path: Path) -> dict[str, Any]:
+    return torch.load(path, weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+    out = tmp_path_factory.mktemp("run")
+    return train(data, out, epochs=2, checkpoint_interval=1, run_test=True), out
+
+
+def test_a_run_leaves_the_documented_files(finished: tuple[Any, Path]) -> None:
+    names = {path.name for path in finished[1].iterdir()}
+    assert names == {
+        "checkpoint.pth",
+        "checkpoint_0.pth",
+        "checkpoint_1.pth",
+        "checkpoint_best_regular.pth",
+        "checkpoint_best_ema.pth",
+        "checkpoint_best_total.pth",
+        "log.txt",
+        "metrics.csv",
+        "metrics_plot.png",
+        "results.json",
+        "training_config.json",
+    }
+
+
+def test_checkpoints_hold_what_they_should(finished: tuple[Any, Path]) -> None:
+    last, total = load(finished[1] / "checkpoint.pth"), load(finished[1] / "checkpoint_best_total.pth")
+    assert {"model", "optimizer", "lr_scheduler", "epoch", "ema_model", "args", "rng", "best"} <= set(last)
+    assert set(total) == {"model", "args", "model_name", "model_config", "rfdetr_version", "best_total_source"}
+    assert last["epoch"] == 1
+    assert last["lr_scheduler"]["last_epoch"] == last["global_step"] == 10
+    assert total["args"]["class_names"] == ["circle", "square", "triangle", "star"]
+    assert "backbone.0.encoder.encoder.embeddings.cls_token" in total["model"]
+    weights = sum(t.numel() * t.element_size() for t in total["model"].values())
+    assert (finished[1] / "checkpoint_best_total.pth").stat().st_size < 1.05 * weights
+
+
+def test_logs_have_one_valid_line_and_row_per_epoch(finished: tuple[Any, Path]) -> None:
+    lines = [json.loads(line) for line in (finished[1] / "log.txt").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [0, 1]
+    expected = {"train_loss", "train_loss_ce_enc", "train_loss_bbox_0_unscaled", "train_class_error", "train_lr"}
+    expected |= {"test_loss", "test_coco_eval_bbox", "ema_test_coco_eval_bbox", "n_parameters", "all_best_res"}
+    assert expected <= set(lines[0])
+    rows = (finished[1] / "metrics.csv").read_text().splitlines()
+    assert len(rows) == 4  # names, two epochs, the test
+    assert {"train/loss", "val/mAP_50_95", "val/ema_mAP_50", "val/F1", "test/mAP_50"} <= set(rows[0].split(","))
+    results = json.loads((finished[1] / "results.json").read_text())
+    assert set(results["class_map"]) == {"valid", "test"}
+    assert results["class_map"]["valid"][-1]["class"] == "all"
+
+
+def test_afterwards_the_model_holds_the_best_weights_and_the_names(finished: tuple[Any, Path]) -> None:
+    model, out = finished
+    best = rfdetr.from_checkpoint(out / "checkpoint_best_total.pth")
+    assert type(best) is rfdetr.RFDETRNano
+    assert model.class_names == best.class_names == ["circle", "square", "triangle", "star"]
+    assert best.model_config.resolution == 64
+    assert best.model_config.encoder == "dinov2_windowed_tiny"
+    mine, theirs = model.model.model.state_dict(), best.model.model.state_dict()
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+def test_interrupted_and_resumed_equals_uninterrupted(data: Path, tmp_path: Path) -> None:
+    train(data, tmp_path / "whole", epochs=4, lr_scheduler="cosine", drop_path=0.1)
+    # The interruption: the schedule of four epochs, ended after two.
+    broken = tiny_model_with_stop(after=2)
+    train(data, tmp_path / "parts", broken, epochs=4, lr_scheduler="cosine", drop_path=0.1)
+    assert load(tmp_path / "parts" / "checkpoint.pth")["epoch"] == 1
+    train(
+        data,
+        tmp_path / "parts",
+        epochs=4,
+        lr_scheduler="cosine",
+        drop_path=0.1,
+        resume=tmp_path / "parts" / "checkpoint.pth",
+    )
+    whole, parts = load(tmp_path / "whole" / "checkpoint.pth"), load(tmp_path / "parts" / "checkpoint.pth")
+    for kind in ("model", "ema_model"):
+        assert all(torch.equal(whole[kind][name], parts[kind][name]) for name in whole[kind])
+    for slot, state in whole["optimizer"]["state"].items():
+        assert all(torch.equal(torch.as_tensor(v), torch.as_tensor(parts["optimizer"]["state"][slot][k])) for k, v in state.items())
+    assert whole["lr_scheduler"] == parts["lr_scheduler"]
+    assert whole["best"] == parts["best"]
+    assert torch.equal(whole["rng"]["torch"], parts["rng"]["torch"])
+    assert without_times(tmp_path / "whole") == without_times(tmp_path / "parts")
+    assert (tmp_path / "whole" / "metrics.csv").read_text() == (tmp_path / "parts" / "metrics.csv").read_text()
+
+
+def tiny_model_with_stop(after: int) -> Any:
+    torch.manual_seed(0)
+    model = tiny_model()
+
+    def stop(stats: dict[str, Any]) -> None:
+        if stats["epoch"] + 1 == after:
+            model.model.request_early_stop()
+
+    model.callbacks["on_fit_epoch_end"].append(stop)
+    return model
+
+
+def without_times(folder: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (folder / "log.txt").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if not key.endswith("time")} for line in lines]
+
+
+def test_the_number_of_loading_processes_changes_nothing(data: Path, tmp_path: Path) -> None:
+    for workers in (0, 1):
+        train(data, tmp_path / str(workers), epochs=1, num_workers=workers)
+    none, one = (load(tmp_path / str(workers) / "checkpoint.pth")["model"] for workers in (0, 1))
+    assert all(torch.equal(none[name], one[name]) for name in none)
+
+
+def test_accumulated_gradients_equal_one_larger_batch(data: Path, tmp_path: Path) -> None:
+    # One object per picture: each micro-batch divides by its own count, so only then is the sum the same.
+    one_object = tmp_path / "data"
+    for split in ("train", "valid"):
+        (one_object / split).mkdir(parents=True)
+        document = json.loads((data / split / "_annotations.coco.json").read_text())
+        first = {a["image_id"]: a for a in reversed(document["annotations"])}
+        document["annotations"] = list(first.values())
+        (one_object / split / "_annotations.coco.json").write_text(json.dumps(document))
+        for image in document["images"]:
+            (one_object / split / image["file_name"]).symlink_to(data / split / image["file_name"])
+    states = []
+    for batch, parts in ((4, 1), (2, 2)):
+        out = tmp_path / f"{batch}x{parts}"
+        train(one_object, out, epochs=1, batch_size=batch, grad_accum_steps=parts, use_ema=False, lr=1e-12, lr_encoder=1e-12)
+        states.append(load(out / "checkpoint.pth")["optimizer"]["state"])
+    for slot in states[0]:
+        # The weights all but stand still, so the first moment compares the gradients alone.
+        a, b = states[0][slot]["exp_avg"], states[1][slot]["exp_avg"]
+        assert torch.allclose(a, b, rtol=1e-3, atol=1e-6)
+
+
+def test_a_second_run_does_not_take_files_of_the_first(data: Path, tmp_path: Path) -> None:
+    train(data, tmp_path, epochs=1)
+    (tmp_path / "mine.txt").write_text("kept")
+    before = load(tmp_path / "checkpoint_best_total.pth")["model"]["class_embed.bias"]
+    train(data, tmp_path, epochs=1, seed=7, use_ema=False)
+    assert not (tmp_path / "checkpoint_best_ema.pth").exists()
+    assert not torch.equal(before, load(tmp_path / "checkpoint_best_total.pth")["model"]["class_embed.bias"])
+    assert (tmp_path / "mine.txt").read_text() == "kept"
+
+
+def test_resuming_a_finished_run_says_so_and_changes_nothing(
+    data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    train(data, tmp_path, epochs=1)
+    before = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    train(data, tmp_path, epochs=1, resume=tmp_path / "checkpoint.pth")
+    assert "is finished" in caplog.text
+    assert before == {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+
+
+def test_early_stopping_ends_the_run(data: Path, tmp_path: Path) -> None:
+    train(data, tmp_path, epochs=9, early_stopping=True, early_stopping_patience=1, early_stopping_min_delta=1.0)
+    assert len((tmp_path / "log.txt").read_text().splitlines()) == 2
+    assert (tmp_path / "checkpoint_best_total.pth").is_file()
+
+
+def test_callbacks_are_called(data: Path, tmp_path: Path) -> None:
+    model, seen = tiny_model(), []
+    model.callbacks["on_train_batch_start"].append(lambda info: seen.append(info["step"]))
+    model.callbacks["on_fit_epoch_end"].append(lambda stats: seen.append(json.dumps(stats)[:1]))
+    model.callbacks["on_train_end"].append(lambda: seen.append("end"))
+    train(data, tmp_path, model, epochs=1)
+    assert seen == [0, 1, 2, 3, 4, "{", "end"]
+    model.callbacks["on_epoch"].append(print)
+    with pytest.raises(ValueError, match="on_fit_epoch_end"):
+        train(data, tmp_path, model, epochs=1)
+
+
+def test_a_split_without_objects_trains_and_evaluates(data: Path, tmp_path: Path) -> None:
+    empty = tmp_path / "data"
+    for split in ("train", "valid"):
+        (empty / split).mkdir(parents=True)
+        document = json.loads((data / split / "_annotations.coco.json").read_text())
+        document["annotations"] = []
+        (empty / split / "_annotations.coco.json").write_text(json.dumps(document))
+        for image in document["images"]:
+            (empty / split / image["file_name"]).symlink_to(data / split / image["file_name"])
+    with pytest.warns(UserWarning, match="no "):
+        model = train(empty, tmp_path / "out", epochs=1)
+    assert len(model.predict(np.zeros((40, 40, 3), np.uint8), threshold=0.99)) == 0

@@ -1,0 +1,42 @@
+"""A small data set and a small network, the same code as every published size, for tests that train."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rfdetr import RFDETRNano
+from rfdetr.datasets.synthetic import draw_dataset
+
+MODEL: dict[str, Any] = {
+    "pretrain_weights": None,
+    "encoder": "dinov2_windowed_tiny",
+    "out_feature_indexes": [2, 4],
+    "resolution": 64,
+    "num_windows": 2,
+    "hidden_dim": 32,
+    "sa_nheads": 4,
+    "ca_nheads": 4,
+    "num_queries": 10,
+    "num_select": 20,
+    "group_detr": 2,
+    "device": "cpu",
+}
+TRAINING: dict[str, Any] = {
+    "batch_size": 2,
+    "grad_accum_steps": 1,
+    "num_workers": 0,
+    "tensorboard": False,
+    "run_test": False,
+    "seed": 1,
+}
+
+
+def tiny_data(folder: Path, **options: Any) -> Path:
+    """Ten drawn pictures to train on, four to validate, two for the test."""
+    return draw_dataset(folder, {"train": 10, "valid": 4, "test": 2}, hw=(64, 80), max_objects=3, **options)
+
+
+def tiny_model(**options: Any) -> RFDETRNano:
+    """A network with random weights."""
+    return RFDETRNano(**{**MODEL, **options})
