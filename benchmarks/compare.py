@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -62,6 +63,10 @@ def import_time(python: str) -> dict:
     return json.loads(result.stdout.strip().splitlines()[-1])
 
 
+def show(name: str, cells: Sequence[str]) -> None:
+    print(f"{name:36s}" + "".join(f"{cell:>12s}" for cell in cells), flush=True)
+
+
 def rows(name: str, pairs: list[tuple[dict, dict]]) -> dict:
     best = {
         (side, clock): min(pair[i][clock] for pair in pairs)
@@ -71,11 +76,9 @@ def rows(name: str, pairs: list[tuple[dict, dict]]) -> dict:
     row = {"task": name, **{f"{side}_{clock}": value for (side, clock), value in best.items()}}
     for clock in ("wall", "cpu"):
         row[f"ratio_{clock}"] = best["ours", clock] / best["published", clock]
-    print(
-        f"{name:34s} {best['ours', 'wall'] * 1e3:10.1f} {best['published', 'wall'] * 1e3:10.1f} {row['ratio_wall']:8.2f}"
-        f" {best['ours', 'cpu'] * 1e3:10.1f} {best['published', 'cpu'] * 1e3:10.1f} {row['ratio_cpu']:8.2f}",
-        flush=True,
-    )
+    ours, published = ([best[side, clock] * 1e3 for clock in ("wall", "cpu")] for side in ("ours", "published"))
+    cells = [ours[0], published[0], row["ratio_wall"], ours[1], published[1], row["ratio_cpu"]]
+    show(name, [f"{cell:.2f}" for cell in cells])
     return row
 
 
@@ -83,7 +86,9 @@ def in_turn(sides: tuple[Side, Side], name: str, rounds: int, task: str, compare
     pairs = [tuple(side.ask(task, **request) for side in sides) for _ in range(rounds)]
     if compare:
         ours, theirs = (pairs[0][i][compare] for i in (0, 1))
-        gap = max(abs(a - b) for a, b in zip(ours, theirs, strict=True)) if isinstance(ours, list) else abs(ours - theirs)
+        gap = (
+            max(abs(a - b) for a, b in zip(ours, theirs, strict=True)) if isinstance(ours, list) else abs(ours - theirs)
+        )
         if gap > 1e-3 * max(1.0, abs(ours) if not isinstance(ours, list) else 1.0):
             raise SystemExit(f"{name}: the outputs differ by {gap}; timing different work says nothing")
     return rows(name, pairs)
@@ -102,9 +107,8 @@ def main() -> None:
     def wanted(name: str) -> bool:
         return options.only in name
 
-    header = ("task", "ours ms", "publ. ms", "ratio", "ours cpu", "publ. cpu", "ratio")
     print(f"threads {options.threads}, rounds {options.rounds}, load {os.getloadavg()[0]:.1f}")
-    print(f"{header[0]:34s} {header[1]:>10s} {header[2]:>10s} {header[3]:>8s} {header[4]:>10s} {header[5]:>10s} {header[6]:>8s}")
+    show("task", ("ours ms", "publ. ms", "ratio", "ours cpu ms", "publ. cpu ms", "ratio"))
     if wanted("import"):
         pythons = (sys.executable, options.published)
         found.append(rows("import", [tuple(import_time(python) for python in pythons) for _ in range(3)]))
@@ -128,9 +132,7 @@ def measure(sides: tuple[Side, Side], folder: Path, rounds: int, wanted) -> list
                 side.ask("prepare_step", size=size, weights=weights)
             for batch in (2, 4):
                 name = f"training step nano batch {batch}"
-                found.append(
-                    in_turn(sides, name, rounds, "step", "loss", size=size, batch=batch, resolution=384)
-                )
+                found.append(in_turn(sides, name, rounds, "step", "loss", size=size, batch=batch, resolution=384))
     if wanted("loader"):
         found += measure_loader(sides, folder)
     return found
@@ -148,7 +150,9 @@ def measure_predict(sides: tuple[Side, Side], size: str, weights: str, rounds: i
     sides[1].ask("prepare_predict", size=size, weights=weights, best=True)
     for name, (height, width) in SIZES.items():
         request = {"size": size, "height": height, "width": width}
-        pairs = [(sides[0].ask("predict", **request), sides[1].ask("predict", best=True, **request)) for _ in range(rounds)]
+        pairs = [
+            (sides[0].ask("predict", **request), sides[1].ask("predict", best=True, **request)) for _ in range(rounds)
+        ]
         found.append(rows(f"predict {size} {name} (publ. best)", pairs))
     return found
 

@@ -25,7 +25,9 @@ def allow_foreign_torchvision() -> None:
         return
     except RuntimeError:
         library = torch.library.Library("torchvision", "DEF")
-        backward = [f"_{name}_backward" for name in ("roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool", "deform_conv2d")]
+        backward = [
+            f"_{name}_backward" for name in ("roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool", "deform_conv2d")
+        ]
         plain = ["nms", "qnms", "roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool", "deform_conv2d"]
         for name in plain + backward:
             library.define(f"{name}(Tensor x) -> Tensor")
@@ -114,7 +116,10 @@ def step(size: str, batch: int, resolution: int) -> dict:
     random = torch.Generator().manual_seed(1)
     images = torch.randn(batch, 3, resolution, resolution, generator=random)
     targets = [
-        {"labels": torch.randint(0, 90, (7,), generator=random), "boxes": torch.rand(7, 4, generator=random) * 0.3 + 0.2}
+        {
+            "labels": torch.randint(0, 90, (7,), generator=random),
+            "boxes": torch.rand(7, 4, generator=random) * 0.3 + 0.2,
+        }
         for _ in range(batch)
     ]
     losses: dict = {}
@@ -179,7 +184,7 @@ def main() -> None:
         task = globals()[request.pop("task")]
         try:
             answer = task(**request)
-        except Exception as error:  # noqa: BLE001 - whatever fails is reported to the other side
+        except Exception as error:
             answer = {"error": f"{type(error).__name__}: {error}"}
         print(json.dumps(answer), file=answers, flush=True)
 

@@ -16,7 +16,9 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     demo = commands.add_parser("demo", help="train, evaluate and show a detector on drawn pictures")
     demo.add_argument("--task", choices=["detect"], default="detect", help="what to learn (default: %(default)s)")
-    demo.add_argument("--weights", metavar="FILE", help="fine-tune this RFDETRNano checkpoint instead of starting fresh")
+    demo.add_argument(
+        "--weights", metavar="FILE", help="fine-tune this RFDETRNano checkpoint instead of starting fresh"
+    )
     demo.add_argument("--output", metavar="DIR", default="demo", help="folder to write to (default: %(default)s)")
     demo.add_argument("--epochs", type=int, help="passes over the drawn pictures")
     return parser

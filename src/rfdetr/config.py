@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import warnings
+from numbers import Integral
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -21,6 +22,7 @@ class Options(BaseModel):
     """A set of options that refuses unknown names and wrong values with one line that names the nearest valid one."""
 
     model_config = ConfigDict(extra="forbid", validate_assignment=True, protected_namespaces=())
+    retired: ClassVar[tuple[str, ...]] = ()
     _explicit: frozenset[str] = PrivateAttr(frozenset())
 
     def __init__(self, **values: Any) -> None:
@@ -50,13 +52,10 @@ class Options(BaseModel):
 
     @classmethod
     def _refuse_unknown(cls, values: dict[str, Any]) -> None:
-        unknown = [name for name in values if name not in cls.model_fields]
+        unknown = [name for name in values if name not in cls.model_fields and name not in cls.retired]
         if not unknown:
             return
-        hints = [
-            f"{name!r}{_did_you_mean(name, cls.model_fields)}"
-            for name in unknown
-        ]
+        hints = [f"{name!r}{_did_you_mean(name, cls.model_fields)}" for name in unknown]
         raise ValueError(
             f"{cls.__name__} has no option {', '.join(hints)}. The options are: {', '.join(sorted(cls.model_fields))}"
         )
@@ -132,7 +131,7 @@ class ModelConfig(Options):
     mask_downsample_ratio: int = Field(4, ge=1, description="Input pixels per mask pixel.")
     pretrain_weights: str | None = Field(None, description="Checkpoint to start from: a published file name, a path, or None for random weights.")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps, ...")
-    resolution: int = Field(560, description="Side of the square network input in pixels, a multiple of patch_size x num_windows.")
+    resolution: int = Field(384, description="Side of the square network input in pixels, a multiple of patch_size x num_windows.")
     amp: bool = Field(True, description="Mixed precision where the device supports it.")
     gradient_checkpointing: bool = Field(False, description="Recompute encoder blocks in the backward pass to save memory.")
     freeze_encoder: bool = Field(False, description="Do not train the encoder.")
@@ -147,11 +146,14 @@ class ModelConfig(Options):
         return VARIANTS[cls.variant].config_defaults() if cls.variant else {}
 
     def __init__(self, **values: Any) -> None:
-        values = {name: str(value) if name == "device" else value for name, value in values.items()}
+        if values.get("num_classes", 0) is None:
+            del values["num_classes"]  # callers such as SAHI pass None for "whatever the file has"
         super().__init__(**values)
-        row = VARIANTS.get(self.variant or "")
-        follows = row is None or row.position_side is None
-        if follows and self.is_explicit("resolution") and not self.is_explicit("positional_encoding_size"):
+        if (
+            self.positions_follow_resolution
+            and self.is_explicit("resolution")
+            and not self.is_explicit("positional_encoding_size")
+        ):
             self.positional_encoding_size = self.resolution // self.patch_size
 
     def with_values(self, values: dict[str, Any]) -> ModelConfig:
@@ -164,6 +166,24 @@ class ModelConfig(Options):
     def block_size(self) -> int:
         """Input height and width must be multiples of this."""
         return self.patch_size * self.num_windows
+
+    @property
+    def positions_follow_resolution(self) -> bool:
+        """Whether the position table has one entry per patch; in Base and the first Large it has its own size."""
+        row = VARIANTS.get(self.variant or "")
+        return row is None or row.position_side is None
+
+    @field_validator("resolution", mode="before")
+    @classmethod
+    def _whole_number(cls, value: Any) -> Any:
+        if isinstance(value, bool) or not isinstance(value, Integral):
+            raise ValueError("must be a whole number")
+        return int(value)
+
+    @field_validator("device", mode="before")
+    @classmethod
+    def _device_to_text(cls, value: Any) -> Any:
+        return str(value)
 
     @field_validator("pretrain_weights", mode="before")
     @classmethod
@@ -182,7 +202,9 @@ class ModelConfig(Options):
             )
         depth = ENCODERS[self.encoder].depth
         if not self.out_feature_indexes or max(self.out_feature_indexes) > depth or min(self.out_feature_indexes) < 1:
-            raise ValueError(f"out_feature_indexes={self.out_feature_indexes} must lie in 1..{depth} for {self.encoder}")
+            raise ValueError(
+                f"out_feature_indexes={self.out_feature_indexes} must lie in 1..{depth} for {self.encoder}"
+            )
         return self
 
 
@@ -236,6 +258,8 @@ class RFDETR2XLargeConfig(ModelConfig):
 
 class TrainConfig(Options):
     """How a network is trained."""
+
+    retired = ("lr_scheduler_kwargs",)
 
     # fmt: off
     dataset_dir: str = Field(description="Folder of the data set, or its data.yaml.")
@@ -333,10 +357,11 @@ def _modern(values: dict[str, Any]) -> dict[str, Any]:
     values = dict(values)
     for name in ("group_detr", "segmentation_head", "ia_bce_loss", "num_select"):
         if values.get(name) is not None:
-            warnings.warn(f"{name} is an option of the model; train({name}=...) is deprecated", DeprecationWarning, 4)
-    moved = values.pop("lr_scheduler_kwargs", None) or {}
+            warnings.warn(f"{name} is an option of the model; train({name}=...) is deprecated", DeprecationWarning, 5)
+    moved = dict(values.pop("lr_scheduler_kwargs", None) or {})
     for old, new in (("min_factor", "lr_min_factor"), ("lr_drop", "lr_drop")):
         if old in moved:
+            warnings.warn(f"lr_scheduler_kwargs is deprecated; use {new}=...", DeprecationWarning, 5)
             values.setdefault(new, moved.pop(old))
     if moved:
         raise ValueError(f"lr_scheduler_kwargs has {sorted(moved)}; it takes min_factor and lr_drop")

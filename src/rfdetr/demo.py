@@ -121,9 +121,7 @@ def annotate(picture: Image.Image, detections: Any, side: int = 360) -> Image.Im
     sv = supervision()
     scale = max(1, round(side / max(picture.size)))
     large = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.BICUBIC)
-    scaled = sv.Detections(
-        xyxy=detections.xyxy * scale, confidence=detections.confidence, class_id=detections.class_id
-    )
+    scaled = sv.Detections(xyxy=detections.xyxy * scale, confidence=detections.confidence, class_id=detections.class_id)
     names = [
         f"{name} {score:.2f}" for name, score in zip(detections.data["class_name"], detections.confidence, strict=True)
     ]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -37,8 +38,8 @@ class RFDETR:
     """
 
     size: str | None = None
-    means = list(MEAN)
-    stds = list(STD)
+    means: ClassVar[list[float]] = list(MEAN)
+    stds: ClassVar[list[float]] = list(STD)
     _model_config_class: type[ModelConfig] | None = None
 
     def __init__(self, *, trust_checkpoint: bool = False, **options: Any) -> None:
@@ -158,9 +159,56 @@ class RFDETR:
             split: "test", "val" or "train"; it is the prefix of the returned names, such as "test/mAP_50_95".
             options: fields of `TrainConfig`; those that concern training alone have no effect.
         """
-        from rfdetr.training.run import evaluate_split
+        from rfdetr.training.finish import evaluate_split
 
         return evaluate_split(self.model, TrainConfig(dataset_dir=dataset_dir, **options), split)
+
+    def export(
+        self,
+        output_dir: str | Path = "output",
+        *,
+        opset_version: int = 17,
+        shape: Sequence[int] | None = None,
+        batch_size: int = 1,
+        output_name: str = "inference_model",
+    ) -> Path:
+        """Write an ONNX file, compare it with the model, and return its path.
+
+        Args:
+            output_dir: folder of the file; created when missing.
+            shape: height and width of the input, equal; default the resolution.
+            batch_size: pictures that the file takes at once.
+            output_name: name of the file without its suffix.
+
+        Raises:
+            ImportError: onnx is not installed.
+            ValueError: a shape that is not square or not a multiple of patch size x windows.
+            RuntimeError: the file computes something else than the model.
+        """
+        from rfdetr.export import onnx
+        from rfdetr.export.graph import ExportGraph
+
+        config = self.model.config
+        height, width = check_shape(shape or (config.resolution, config.resolution), config.block_size)
+        if height != width:
+            raise ValueError(f"shape={tuple(shape)}: exports are square in this release")
+        path = Path(output_dir).expanduser() / f"{output_name}.onnx"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        metadata = {
+            "class_names": json.dumps(self.class_names),
+            "resolution": str(height),
+            "mean": json.dumps(self.means),
+            "std": json.dumps(self.stds),
+        }
+        onnx.write(
+            ExportGraph(self.model.model, height),
+            path,
+            side=height,
+            batch_size=batch_size,
+            opset=opset_version,
+            metadata=metadata,
+        )
+        return path
 
     def __repr__(self) -> str:
         config = self.model.config

@@ -63,7 +63,7 @@ def train_one_epoch(
     batch_size: int,
     max_norm: float = 0,
     ema_m: Any = None,
-    schedules: Mapping[str, Any] = {},  # noqa: B006 - the documented signature; never written to
+    schedules: Mapping[str, Any] = {},
     num_training_steps_per_epoch: int | None = None,
     vit_encoder_num_layers: int | None = None,
     args: Any = None,
@@ -120,7 +120,13 @@ def train_one_epoch(
 
 
 def _accumulate(
-    model: nn.Module, criterion: Criterion, micro: Any, size: int | None, parts: int, runtime: Runtime, averages: Averages
+    model: nn.Module,
+    criterion: Criterion,
+    micro: Any,
+    size: int | None,
+    parts: int,
+    runtime: Runtime,
+    averages: Averages,
 ) -> float:
     """Forward, losses and backward of one micro-batch; returns its loss."""
     samples, targets = runtime.to_device(micro)
@@ -150,7 +156,9 @@ def _scales(args: Any) -> list[int]:
     """Sizes drawn from per step; none without multi-scale training by batch."""
     if getattr(args, "multi_scale", False) not in (True, "per-batch") or not hasattr(args, "resolution"):
         return []
-    return multi_scale_sizes(args.resolution, args.patch_size * args.num_windows, getattr(args, "expanded_scales", True))
+    return multi_scale_sizes(
+        args.resolution, args.patch_size * args.num_windows, getattr(args, "expanded_scales", True)
+    )
 
 
 def evaluate(
@@ -175,7 +183,7 @@ def evaluate(
         args: a namespace; read are amp, amp_dtype, fp16_eval and eval_max_dets.
 
     Returns:
-        `coco_eval_bbox` (12 numbers: AP, AP50, AP75, AP by size, AR), `results_json` (per class), losses; the evaluator.
+        `coco_eval_bbox` (12 numbers: AP, AP50, AP75, AP by size, AR), `results_json` (per class) and losses; evaluator.
     """
     runtime = runtime or _runtime_of(device, args)
     progress = progress or Progress()

@@ -76,21 +76,17 @@ class Model:
             )
         self.model = build_model(self.config)
         weights = load.fit(checkpoint, self.config)
-        missing = [name for name in self.model.state_dict() if name not in weights]
-        if missing:
-            self._fill_missing(weights, checkpoint)
+        if identify.differing(self.config, checkpoint):
+            weights = self._with_fresh(weights)
         load.load_weights(self.model, weights, path)
         first = self.config.first_label
         self._name_classes(checkpoint.class_names, checkpoint.first_label if first is None else first)
 
-    def _fill_missing(self, weights: dict[str, torch.Tensor], checkpoint: load.Checkpoint) -> None:
-        """Start values for what a file of a deliberately changed architecture lacks."""
-        differing = [n for n, v in identify.structure(checkpoint).items() if getattr(self.config, n) != v]
-        if differing:
-            fresh = initialise(build_model(self.config)).state_dict()
-            for name, tensor in fresh.items():
-                if name not in weights or weights[name].shape != tensor.shape:
-                    weights[name] = tensor
+    def _with_fresh(self, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Start values, replaced by what fits of a file whose architecture was changed deliberately."""
+        fresh = initialise(build_model(self.config)).state_dict()
+        fitting = {n: t for n, t in weights.items() if n in fresh and t.shape == fresh[n].shape}
+        return {**fresh, **fitting}
 
     def _name_classes(self, names: list[str], first_label: int) -> None:
         if not names:
@@ -153,8 +149,8 @@ class Model:
         """Train on a data set; afterwards the model holds the best weights and the data set's class names.
 
         Args:
-            callbacks: functions by event: `on_fit_epoch_end(log_stats)`, `on_train_batch_start(info)`, `on_train_end()`.
-            settings: fields of `TrainConfig`.
+            callbacks: functions by event: `on_fit_epoch_end(stats)`, `on_train_batch_start(info)`, `on_train_end()`.
+            settings: fields of `TrainConfig`; those of `ModelConfig` are left out.
 
         Raises:
             ValueError: an unknown event or option, or a data set that cannot be used.
@@ -191,7 +187,8 @@ class Model:
                 "leave it out to take the data set's"
             )
         else:
-            warnings.warn(f"num_classes={self.config.num_classes} is kept; the data set has {num_classes}", stacklevel=4)
+            kept = self.config.num_classes
+            warnings.warn(f"num_classes={kept} is kept; the data set has {num_classes}", stacklevel=4)
 
     def load_weights(self, path: Path) -> None:
         """Put the weights of a checkpoint of this very model into the network in memory."""

@@ -42,7 +42,6 @@ class Variant:
     heads: tuple[int, int] = (8, 16)
     points: int = 2
     position_side: int | None = None
-    deprecated: bool = False
 
     def config_defaults(self) -> dict[str, object]:
         """The fields of `ModelConfig` that this row decides."""
@@ -69,8 +68,8 @@ class Variant:
 _OLD_BASE = {"taps": (2, 5, 8, 11), "position_side": 37}
 _WIDE = {"encoder": "dinov2_windowed_base", "points": 4}
 
+# fmt: off
 VARIANTS = {
-    # fmt: off
     #                            task      size             res  patch win dec queries weights
     "nano":             Variant("detect", "rfdetr-nano",    384, 16, 2, 2, 300, "rf-detr-nano.pth"),
     "small":            Variant("detect", "rfdetr-small",   512, 16, 2, 3, 300, "rf-detr-small.pth"),
@@ -78,11 +77,10 @@ VARIANTS = {
     "base":             Variant("detect", "rfdetr-base",    560, 14, 4, 3, 300, "rf-detr-base.pth", **_OLD_BASE),
     "large":            Variant("detect", "rfdetr-large",   704, 16, 2, 4, 300, "rf-detr-large-2026.pth"),
     "large-deprecated": Variant("detect", "rfdetr-large",   560, 14, 4, 3, 300, "rf-detr-large.pth",
-                                levels=("P3", "P5"), hidden_dim=384, heads=(12, 24), deprecated=True,
-                                **_OLD_BASE, **_WIDE),
+                                levels=("P3", "P5"), hidden_dim=384, heads=(12, 24), **_OLD_BASE, **_WIDE),
     "xlarge":           Variant("detect", "rfdetr-xlarge",  700, 20, 1, 5, 300, None,
                                 hidden_dim=512, heads=(16, 32), **_WIDE),
     "2xlarge":          Variant("detect", "rfdetr-2xlarge", 880, 20, 2, 5, 300, None,
                                 hidden_dim=512, heads=(16, 32), **_WIDE),
-    # fmt: on
 }
+# fmt: on

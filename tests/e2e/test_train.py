@@ -109,7 +109,10 @@ def test_interrupted_and_resumed_equals_uninterrupted(data: Path, tmp_path: Path
     for kind in ("model", "ema_model"):
         assert all(torch.equal(whole[kind][name], parts[kind][name]) for name in whole[kind])
     for slot, state in whole["optimizer"]["state"].items():
-        assert all(torch.equal(torch.as_tensor(v), torch.as_tensor(parts["optimizer"]["state"][slot][k])) for k, v in state.items())
+        assert all(
+            torch.equal(torch.as_tensor(v), torch.as_tensor(parts["optimizer"]["state"][slot][k]))
+            for k, v in state.items()
+        )
     assert whole["lr_scheduler"] == parts["lr_scheduler"]
     assert whole["best"] == parts["best"]
     assert torch.equal(whole["rng"]["torch"], parts["rng"]["torch"])
@@ -155,7 +158,16 @@ def test_accumulated_gradients_equal_one_larger_batch(data: Path, tmp_path: Path
     states = []
     for batch, parts in ((4, 1), (2, 2)):
         out = tmp_path / f"{batch}x{parts}"
-        train(one_object, out, epochs=1, batch_size=batch, grad_accum_steps=parts, use_ema=False, lr=1e-12, lr_encoder=1e-12)
+        train(
+            one_object,
+            out,
+            epochs=1,
+            batch_size=batch,
+            grad_accum_steps=parts,
+            use_ema=False,
+            lr=1e-12,
+            lr_encoder=1e-12,
+        )
         states.append(load(out / "checkpoint.pth")["optimizer"]["state"])
     for slot in states[0]:
         # The weights all but stand still, so the first moment compares the gradients alone.

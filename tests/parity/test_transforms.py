@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -55,6 +57,20 @@ def resized(image: np.ndarray, target: Target, hw: tuple[int, int]) -> tuple[np.
 
 def cropped(image: np.ndarray, target: Target, top: int, left: int, hw: tuple[int, int]) -> tuple[np.ndarray, Target]:
     return image[top : top + hw[0], left : left + hw[1]], crop_target(target, top, left, hw)
+
+
+@pytest.fixture
+def every_warning():
+    """PyTorch gives some warnings once per process, so that only the first test would see them."""
+    torch.set_warn_always(True)
+    yield
+    torch.set_warn_always(False)
+
+
+@pytest.mark.parametrize("transform", [EvalTransform(64), TrainTransform((64,), jitter=False)], ids=["eval", "train"])
+def test_decoded_pictures_are_transformed_without_a_warning(every_warning, transform):
+    image = decode(PICTURES / META["input"]["image"])
+    transform(image, target_of(META["input"]["target"]), np.random.default_rng(0))
 
 
 def to_tensor(image: np.ndarray) -> np.ndarray:
@@ -132,7 +148,7 @@ def test_evaluation_gives_boxes_of_the_recorded_pipeline(case):
 
 @pytest.mark.parametrize("key", META["multi_scale_scales"])
 def test_sizes_of_multi_scale_training_equal_the_recorded_ones(key):
-    resolution, patch, windows = (int(part.strip("respatchwindows")) for part in key.split("_"))
+    resolution, patch, windows = (int(number) for number in re.findall(r"\d+", key))
     recorded = META["multi_scale_scales"][key]
     assert multi_scale_sizes(resolution, patch * windows) == recorded["expanded"]
     assert multi_scale_sizes(resolution, patch * windows, expanded=False) == recorded["plain"]
@@ -178,9 +194,9 @@ def test_random_pipeline_has_the_recorded_statistics(name):
 
 
 def check_quantiles(fractions: np.ndarray, recorded: list[float] | None) -> None:
-    """Compare minimum, quartiles and maximum; the inner ones carry the noise of the draws."""
+    """Compare minimum, 10 %, median, 90 % and maximum; the inner ones carry the noise of the draws."""
     if recorded is None:
         assert not len(fractions)
         return
-    difference = np.abs(np.quantile(fractions, (0, 0.25, 0.5, 0.75, 1)) - recorded)
+    difference = np.abs(np.quantile(fractions, (0, 0.1, 0.5, 0.9, 1)) - recorded)
     assert (difference <= (0.02, 0.05, 0.05, 0.05, 0.02)).all(), difference

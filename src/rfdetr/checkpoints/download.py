@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import http.client
 import os
 import urllib.error
 import urllib.request
@@ -40,7 +41,7 @@ def cache_folder() -> Path:
 
 
 def find_weights(name: str) -> Path:
-    """The local file of `pretrain_weights`: a path as it is, a bare file name from the cache folder, fetched if published.
+    """The local file of `pretrain_weights`: a path as it is, a bare name from the cache folder, fetched if published.
 
     Raises:
         FileNotFoundError: the file is not there and is not a published one.
@@ -48,26 +49,29 @@ def find_weights(name: str) -> Path:
     """
     path = Path(name).expanduser()
     if path.is_file():
-        return path
+        return _compared(path) if path.name == name else path
     if path.is_dir():
         raise FileNotFoundError(f"pretrain_weights={name!r} is a folder; give the checkpoint file itself")
     if path.name != name:
         raise FileNotFoundError(f"pretrain_weights={name!r}: there is no such file")
     cached = cache_folder() / name
+    if cached.is_file():
+        return _compared(cached)
     if name in OTHER_LICENSE:
         raise FileNotFoundError(_license_text(name))
-    if cached.is_file():
-        if name in PUBLISHED and _md5(cached) != PUBLISHED[name][1]:
-            warnings.warn(
-                f"{cached} is not the published file of that name (its MD5 differs); it is used as it is", stacklevel=3
-            )
-        return cached
     if name not in PUBLISHED:
-        known = ", ".join(PUBLISHED)
         raise FileNotFoundError(
-            f"pretrain_weights={name!r}: there is no such file here or in {cache_folder()}. The published files are {known}"
+            f"pretrain_weights={name!r}: there is no such file here or in {cache_folder()}. "
+            f"The published files are {', '.join(PUBLISHED)}"
         )
     return download(name)
+
+
+def _compared(path: Path) -> Path:
+    """A file that is there is used as it is: under a published name it may be the user's own."""
+    if path.name in PUBLISHED and _md5(path) != PUBLISHED[path.name][1]:
+        warnings.warn(f"{path} is not the published file of that name (its MD5 differs); it is used", stacklevel=6)
+    return path
 
 
 def _license_text(what: str) -> str:
@@ -95,15 +99,18 @@ def download(name: str) -> Path:
             return target
         try:
             _fetch(BASE_URL + remote, part)
-        except (urllib.error.URLError, OSError) as error:
+        except (OSError, http.client.HTTPException) as error:
             raise ConnectionError(
-                f"{name} could not be fetched from {BASE_URL + remote} ({error}). Without a network, place that file "
-                f"as {target} (MD5 {md5}), or set RF_HOME to the folder that has it; pretrain_weights=None needs no file"
+                f"{name} could not be fetched from {BASE_URL + remote} ({error}). Without a network, place that "
+                f"file as {target} (MD5 {md5}), or set RF_HOME to the folder that has it; "
+                "pretrain_weights=None needs no file"
             ) from error
         found = _md5(part)
         if found != md5:
             part.unlink()
-            raise ConnectionError(f"{name} from {BASE_URL + remote} is damaged: its MD5 is {found}, not {md5}; try again")
+            raise ConnectionError(
+                f"{name} from {BASE_URL + remote} is damaged: its MD5 is {found}, not {md5}; it was not kept, try again"
+            )
         part.replace(target)
     return target
 
@@ -154,4 +161,3 @@ def _locked(path: Path) -> Iterator[None]:
 
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield
-

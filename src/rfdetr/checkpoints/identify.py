@@ -6,18 +6,15 @@ import warnings
 from typing import Any
 
 from rfdetr.checkpoints.load import Checkpoint
-from rfdetr.config import ModelConfig, PretrainWeightsCompatibilityWarning
+from rfdetr.config import ModelConfig, PretrainWeightsCompatibilityWarning, RFDETRLargeDeprecatedConfig
 from rfdetr.variants import ENCODERS, VARIANTS, Variant
 
 _ENCODER = "backbone.0.encoder.encoder"
-# Settings that a checkpoint of ours or of the newer published releases restores.
+# Settings that the shapes of the tensors tell.
+STRUCTURE = ("encoder", "patch_size", "hidden_dim", "dec_layers", "projector_scale", "segmentation_head")
+# Settings that a file restores beside them; the shapes do not tell these, or not alone.
 RESTORED = (
-    "encoder",
     "out_feature_indexes",
-    "dec_layers",
-    "projector_scale",
-    "hidden_dim",
-    "patch_size",
     "num_windows",
     "positional_encoding_size",
     "sa_nheads",
@@ -32,17 +29,24 @@ RESTORED = (
 
 
 def structure(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The settings that the shapes of the tensors tell."""
+    """The settings of `STRUCTURE`, read off the shapes of the tensors.
+
+    Raises:
+        ValueError: the file holds a keypoint model.
+    """
     weights = checkpoint.weights
+    if any(name.startswith("keypoint_embed.") for name in weights):
+        raise ValueError(f"checkpoint {checkpoint.path} holds a keypoint model, which this release cannot build")
     dim, _, patch, _ = weights[f"{_ENCODER}.embeddings.patch_embeddings.projection.weight"].shape
     depth = 1 + _highest(checkpoint, f"{_ENCODER}.encoder.layer.")
+    levels = 1 + _highest(checkpoint, "backbone.0.projector.stages.")
     names = [name for name, size in ENCODERS.items() if (size.dim, size.depth) == (dim, depth)]
     return {
         "encoder": names[0] if names else f"a ViT of width {dim} and depth {depth}",
         "patch_size": patch,
         "hidden_dim": weights["class_embed.weight"].shape[1],
         "dec_layers": 1 + _highest(checkpoint, "transformer.decoder.layers."),
-        "projector_scale": [_level(checkpoint, i) for i in range(1 + _highest(checkpoint, "backbone.0.projector.stages."))],
+        "projector_scale": [_level(checkpoint, i) for i in range(levels)],
         "segmentation_head": "segmentation_head.bias" in weights,
     }
 
@@ -59,13 +63,15 @@ def _level(checkpoint: Checkpoint, index: int) -> str:
     return "P5" if prefix + "conv.weight" in checkpoint.weights else "P4"
 
 
-def row_structure(row: Variant) -> dict[str, Any]:
-    """The same settings of a published size."""
+def _row_structure(row: Variant) -> dict[str, Any]:
     defaults = row.config_defaults()
-    return {
-        name: defaults[name]
-        for name in ("encoder", "patch_size", "hidden_dim", "dec_layers", "projector_scale", "segmentation_head")
-    }
+    return {name: defaults[name] for name in STRUCTURE}
+
+
+def _named_size(checkpoint: Checkpoint) -> str | None:
+    """The key in `VARIANTS` of the class that the file names, if it is a published one."""
+    name = str(checkpoint.model_name).removesuffix("Config")
+    return next((key for key in VARIANTS if class_name(key) == name), None)
 
 
 def identify(checkpoint: Checkpoint) -> str:
@@ -74,11 +80,10 @@ def identify(checkpoint: Checkpoint) -> str:
     Raises:
         ValueError: no published size has this structure, and the file does not name one.
     """
-    for key in VARIANTS:
-        if checkpoint.model_name and checkpoint.model_name.removesuffix("Config") == class_name(key):
-            return key
+    if named := _named_size(checkpoint):
+        return named
     found = structure(checkpoint)
-    fitting = [key for key, row in VARIANTS.items() if row_structure(row) == found]
+    fitting = [key for key, row in VARIANTS.items() if _row_structure(row) == found]
     if len(fitting) > 1:
         fitting = _by_origin(checkpoint, fitting) or [min(fitting, key=lambda key: _position_gap(checkpoint, key))]
     if not fitting:
@@ -100,9 +105,10 @@ def _position_gap(checkpoint: Checkpoint, key: str) -> int:
 
 
 def class_name(key: str) -> str:
-    """Public class of a size: "large-deprecated" -> "RFDETRLargeDeprecated"."""
-    parts = [part if part[0].isdigit() else part.capitalize() for part in key.split("-")]
-    return "RFDETR" + "".join(parts).replace("large", "Large").replace("Xlarge", "XLarge")
+    """Public class of a size: "large-deprecated" -> "RFDETRLargeDeprecated", "2xlarge" -> "RFDETR2XLarge"."""
+    return "RFDETR" + "".join(part.capitalize().replace("xlarge", "XLarge") for part in key.split("-")).replace(
+        "Xlarge", "XLarge"
+    )
 
 
 def adopt(config: ModelConfig, checkpoint: Checkpoint) -> ModelConfig:
@@ -111,38 +117,67 @@ def adopt(config: ModelConfig, checkpoint: Checkpoint) -> ModelConfig:
     Raises:
         ValueError: the file holds another size or task than the class; the message names the right class.
     """
-    stored = checkpoint.model_config
-    known = {name: stored[name] for name in RESTORED if name in stored}
-    if known and checkpoint.model_name in (None, config.model_name):
-        changed = {name: value for name, value in known.items() if not config.is_explicit(name)}
-    else:
-        changed = {}
-    if not config.is_explicit("num_classes"):
-        changed["num_classes"] = checkpoint.class_rows - 1
-    adopted = config.with_values(changed)
-    _check_structure(adopted, checkpoint)
-    return adopted
+    if config.variant == "large" and structure(checkpoint) == _row_structure(VARIANTS["large-deprecated"]):
+        config = _first_large(config, checkpoint)
+    named = _named_size(checkpoint)
+    own = config.variant in (None, named) or checkpoint.model_name == config.model_name
+    # Sizes that differ in the resolution alone may start from each other's files where the user states it.
+    if named and not own and not config.is_explicit("resolution"):
+        wanted = config.model_name or class_name(config.variant)
+        raise ValueError(f"checkpoint {checkpoint.path} does not hold {wanted}. {_advice(checkpoint)}")
+    changed = differing(config, checkpoint)
+    adopted = {n: v for n, v in changed.items() if own and n != "segmentation_head" and not config.is_explicit(n)}
+    _check_structure(config, {n: v for n, v in changed.items() if n not in adopted}, checkpoint)
+    adopted |= {n: checkpoint.settings[n] for n in RESTORED if checkpoint.settings.get(n) is not None}
+    adopted["num_classes"] = checkpoint.class_rows - 1
+    adopted = {name: value for name, value in adopted.items() if not config.is_explicit(name)}
+    return config.with_values(_with_position_side(config, adopted))
 
 
-def _check_structure(config: ModelConfig, checkpoint: Checkpoint) -> None:
-    found = structure(checkpoint)
-    differing = {name: value for name, value in found.items() if getattr(config, name) != value}
-    if not differing:
+def _first_large(config: ModelConfig, checkpoint: Checkpoint) -> ModelConfig:
+    warnings.warn(
+        f"{checkpoint.path} holds the first Large model (136 M parameters), which is built now; "
+        "its class is RFDETRLargeDeprecated",
+        PretrainWeightsCompatibilityWarning,
+        stacklevel=7,
+    )
+    given = {name: value for name, value in config.model_dump().items() if config.is_explicit(name)}
+    return RFDETRLargeDeprecatedConfig(**{**given, "model_name": class_name("large-deprecated")})
+
+
+def _with_position_side(config: ModelConfig, adopted: dict[str, Any]) -> dict[str, Any]:
+    """The stored side of the position table belongs to the stored resolution; to another one its own."""
+    side = "positional_encoding_size"
+    stored = side in adopted and not config.is_explicit("resolution")
+    if stored or config.is_explicit(side) or not config.positions_follow_resolution:
+        return adopted
+    patch = adopted.get("patch_size", config.patch_size)
+    return {**adopted, side: adopted.get("resolution", config.resolution) // patch}
+
+
+def differing(config: ModelConfig, checkpoint: Checkpoint) -> dict[str, Any]:
+    """What the file's tensors tell otherwise than the configuration."""
+    return {name: value for name, value in structure(checkpoint).items() if getattr(config, name) != value}
+
+
+def _check_structure(config: ModelConfig, changed: dict[str, Any], checkpoint: Checkpoint) -> None:
+    if not changed:
         return
-    told = ", ".join(f"{name}={value} (the model has {getattr(config, name)})" for name, value in differing.items())
-    if all(config.is_explicit(name) for name in differing) and "segmentation_head" not in differing:
+    told = ", ".join(f"{name}={value} (the model has {getattr(config, name)})" for name, value in changed.items())
+    if all(config.is_explicit(name) for name in changed) and "segmentation_head" not in changed:
         warnings.warn(
             f"{checkpoint.path} was trained with {told}; tensors that fit are loaded, the others start fresh",
             PretrainWeightsCompatibilityWarning,
-            stacklevel=4,
+            stacklevel=7,
         )
         return
-    raise ValueError(f"checkpoint {checkpoint.path} does not hold {config.model_name or 'this model'}: {told}. {_advice(checkpoint)}")
+    wanted = config.model_name or "this model"
+    raise ValueError(f"checkpoint {checkpoint.path} does not hold {wanted}: {told}. {_advice(checkpoint)}")
 
 
 def _advice(checkpoint: Checkpoint) -> str:
     try:
         right = class_name(identify(checkpoint))
     except ValueError:
-        return "No detection size has this structure"
-    return f"It is a {right}: use rfdetr.{right}(pretrain_weights=...) or rfdetr.from_checkpoint(...)"
+        return "No size of this release has this structure"
+    return f"It holds {right}: use rfdetr.{right}(pretrain_weights=...) or rfdetr.from_checkpoint(...)"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import pickle
+import re
 import types
 import warnings
 import zipfile
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from rfdetr.assets.coco_classes import COCO_CLASS_NAMES
-from rfdetr.checkpoints.names import to_internal
+from rfdetr.checkpoints.names import to_internal, to_published
 from rfdetr.config import ModelConfig
 from rfdetr.models.backbone import resize_positions
 
@@ -24,6 +25,8 @@ _CLASS_HEADS = ("class_embed.", "transformer.enc_out_class_embed.")
 _QUERY_TABLES = ("refpoint_embed.weight", "query_feat.weight")
 _POSITIONS = "backbone.0.encoder.encoder.embeddings.position_embeddings"
 _PATCHES = "backbone.0.encoder.encoder.embeddings.patch_embeddings.projection.weight"
+# Every RF-DETR has these, and their shapes tell most of what it is.
+_ESSENTIAL = ("class_embed.weight", "class_embed.bias", *_QUERY_TABLES, _POSITIONS, _PATCHES)
 
 
 @dataclass
@@ -52,6 +55,12 @@ class Checkpoint:
         return len(self.weights["class_embed.bias"])
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """What the file says of the model: `model_config`, or in older fine-tuned files the same names in `args`."""
+        tuned = self.class_names and self.class_names != COCO_CLASS_NAMES
+        return self.model_config or (self.args if tuned else {})
+
+    @property
     def first_label(self) -> int:
         """Label of the first name: 1 in files of releases 1.2 to 1.4, whose row 0 was never trained, else 0."""
         old = self.namespace_args and not self.model_name and not self.model_config
@@ -63,7 +72,7 @@ class _TextPath(str):
     """Stands in for the path classes of files written on other systems."""
 
     def __new__(cls, *parts: str) -> _TextPath:
-        return super().__new__(cls, "/".join(parts))
+        return super().__new__(cls, "/".join(part.rstrip("/\\") for part in parts))
 
 
 def _allowed() -> list[Any]:
@@ -83,26 +92,35 @@ def read_file(path: Path, trust: bool = False) -> dict[str, Any]:
     try:
         with torch.serialization.safe_globals(_allowed()):
             content = torch.load(path, map_location="cpu", weights_only=not trust, mmap=zipfile.is_zipfile(path))
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError, AttributeError) as error:
-        raise ValueError(_why_unreadable(path, error)) from None
+    except Exception as error:  # bytes that are no checkpoint can make the reader fail with any type
+        raise ValueError(_why_unreadable(path, error, trust)) from None
     if not isinstance(content, dict):
         raise ValueError(f"checkpoint {path} holds a {type(content).__name__}, not the dict of a checkpoint")
     return content
 
 
-def _why_unreadable(path: Path, error: Exception) -> str:
-    if zipfile.is_zipfile(path):
-        try:
-            code = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-        except (pickle.UnpicklingError, RuntimeError, ValueError):
-            code = []
-        if code:
-            return (
-                f"checkpoint {path} asks to run {', '.join(code)} and was not loaded; weights need no code. "
-                "Only if you trust who made the file: trust_checkpoint=True"
-            )
-    first = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
-    return f"{path} is not a readable checkpoint ({first}); a complete file written by torch.save is needed"
+def _why_unreadable(path: Path, error: Exception, trust: bool) -> str:
+    code = [] if trust else _code_in(path, error)
+    if code:
+        return (
+            f"checkpoint {path} asks to run {', '.join(code)} and was not loaded; weights need no code. "
+            "Only if you trust who made the file: trust_checkpoint=True"
+        )
+    lines = str(error).strip().splitlines()
+    # What the safe reader says about bytes it does not know is advice to read them unsafely.
+    told = lines[0][:120] if lines and not isinstance(error, pickle.UnpicklingError) else type(error).__name__
+    return f"{path} is not a readable checkpoint ({told}); a complete file written by torch.save is needed"
+
+
+def _code_in(path: Path, error: Exception) -> list[str]:
+    """Functions and classes beyond the allowed ones that a file names; files older than the zip format tell one."""
+    if not zipfile.is_zipfile(path):
+        return re.findall(r"GLOBAL (\S+) (?:was not|whose module)", str(error))[:1]
+    try:
+        with torch.serialization.safe_globals(_allowed()):
+            return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    except Exception:  # the same bytes as above
+        return []
 
 
 def read_checkpoint(path: str | Path, trust: bool = False) -> Checkpoint:
@@ -114,31 +132,37 @@ def read_checkpoint(path: str | Path, trust: bool = False) -> Checkpoint:
     if not isinstance(weights, Mapping):
         weights = _lightning_weights(path, content)
         args = args if args is not None else content.get("hyper_parameters")
-    weights = {name.removeprefix("module."): t for name, t in weights.items() if isinstance(t, Tensor)}
-    if "class_embed.bias" not in weights:
-        raise ValueError(f"checkpoint {path} holds no RF-DETR: it has no tensor class_embed.bias")
-    namespace = not isinstance(args, Mapping) and args is not None
+    weights = {_bare_name(str(name)): tensor for name, tensor in weights.items() if isinstance(tensor, Tensor)}
+    absent = [name for name in _ESSENTIAL if name not in weights]
+    if absent:
+        raise ValueError(f"checkpoint {path} holds no RF-DETR: it has no tensor {', '.join(absent)}")
     config = content.get("model_config")
     return Checkpoint(
         path=path,
         weights=weights,
-        args=dict(vars(args) if namespace else args or {}),
+        args=_as_dict(args),
         model_name=content.get("model_name"),
-        model_config=dict(config) if isinstance(config, Mapping) else {},
+        model_config=_as_dict(config),
         content=content,
-        namespace_args=namespace,
+        namespace_args=args is not None and not isinstance(args, Mapping),
     )
+
+
+def _bare_name(name: str) -> str:
+    """A tensor's name without what DataParallel and torch.compile put before it."""
+    return name.removeprefix("module.").removeprefix("_orig_mod.")
+
+
+def _as_dict(settings: Any) -> dict[str, Any]:
+    return dict(settings if isinstance(settings, Mapping) else getattr(settings, "__dict__", {}))
 
 
 def _lightning_weights(path: Path, content: Mapping[str, Any]) -> dict[str, Tensor]:
     state = content.get("state_dict")
     if not isinstance(state, Mapping):
-        raise ValueError(f"checkpoint {path} has neither 'model' nor 'state_dict'; its entries are {sorted(content)[:8]}")
-    found = {
-        name.removeprefix("model.").removeprefix("_orig_mod."): tensor
-        for name, tensor in state.items()
-        if name.startswith("model.")
-    }
+        entries = sorted(map(str, content))[:8]
+        raise ValueError(f"checkpoint {path} has neither 'model' nor 'state_dict'; its entries are {entries}")
+    found = {name.removeprefix("model."): tensor for name, tensor in state.items() if name.startswith("model.")}
     if not found:
         raise ValueError(f"checkpoint {path}: no entry of 'state_dict' starts with 'model.'")
     return found
@@ -155,41 +179,79 @@ def cut_queries(table: Tensor, queries: int, groups: int, file_queries: int | No
     Without knowledge of the file's layout the first rows are taken; group 0 is right then, which inference uses.
     """
     rows = len(table)
-    if file_queries and not file_groups:
-        file_groups = rows // file_queries
-    elif file_groups and not file_queries:
-        file_queries = rows // file_groups
-    if file_queries and file_groups and file_queries * file_groups == rows:
+    file_queries, file_groups = _query_layout(rows, file_queries, file_groups)
+    if file_queries and file_groups:
         grouped = table.view(file_groups, file_queries, -1)
         return grouped[:groups, :queries].reshape(-1, table.shape[1])
-    if rows > queries * groups and groups > 1:
-        warnings.warn("The checkpoint does not say how its queries are grouped; groups 1 and up start mixed.", stacklevel=3)
     return table[: queries * groups]
 
 
+def _query_layout(rows: int, queries: int | None, groups: int | None) -> tuple[int, int] | tuple[None, None]:
+    """Queries per group and groups of a file's table; one may follow from the other. None when they do not agree."""
+    queries = queries or (rows // groups if groups else None)
+    groups = groups or (rows // queries if queries else None)
+    return (queries, groups) if queries and groups and queries * groups == rows else (None, None)
+
+
+def _fit_queries(weights: dict[str, Tensor], checkpoint: Checkpoint, config: ModelConfig) -> None:
+    """Cut the query tables in place.
+
+    Raises:
+        ValueError: the model needs more queries or groups than the file has.
+    """
+    wanted_queries, wanted_groups = config.num_queries, config.group_detr
+    rows = len(weights[_QUERY_TABLES[0]])
+    known = {**checkpoint.args, **checkpoint.model_config}
+    queries, groups = _query_layout(rows, known.get("num_queries"), known.get("group_detr"))
+    too_few = []
+    if wanted_queries > (queries or rows):
+        too_few.append(f"num_queries={wanted_queries} is more than the {queries or rows} of the file")
+    if queries and groups and wanted_groups > groups:
+        too_few.append(f"group_detr={wanted_groups} is more than the {groups} of the file")
+    if not queries and wanted_queries * wanted_groups > rows:
+        too_few.append(f"num_queries={wanted_queries} x group_detr={wanted_groups} is more than its {rows} query rows")
+    if too_few:
+        raise ValueError(f"checkpoint {checkpoint.path}: {', '.join(too_few)}; queries can be left out, not added")
+    if not queries and wanted_groups > 1 and rows > wanted_queries * wanted_groups:
+        warnings.warn(
+            f"checkpoint {checkpoint.path} does not say how its queries are grouped; groups 1 and up start mixed",
+            stacklevel=7,
+        )
+    for name in _QUERY_TABLES:
+        weights[name] = cut_queries(weights[name], wanted_queries, wanted_groups, queries, groups)
+
+
 def fit(checkpoint: Checkpoint, config: ModelConfig) -> dict[str, Tensor]:
-    """The weights of a file in our names, fitted to a configuration: class rows, queries, groups, position table."""
+    """The weights of a file in our names, fitted to a configuration: class rows, queries, groups, position table.
+
+    Raises:
+        ValueError: the file has fewer queries than the model, or only a part of a tensor that is joined in ours.
+    """
     weights = dict(checkpoint.weights)
     rows = config.num_classes + 1
     for name in weights:
         if name.startswith(_CLASS_HEADS) and len(weights[name]) != rows:
             weights[name] = resize_rows(weights[name], rows)
-    known = {**checkpoint.args, **checkpoint.model_config}
-    for name in _QUERY_TABLES:
-        weights[name] = cut_queries(
-            weights[name], config.num_queries, config.group_detr, known.get("num_queries"), known.get("group_detr")
-        )
+    _fit_queries(weights, checkpoint, config)
     weights = {n: t for n, t in weights.items() if not _is_other_group(n, config.group_detr)}
     if len(weights[_POSITIONS][0]) != 1 + config.positional_encoding_size**2:
         weights[_POSITIONS] = _fit_positions(weights[_POSITIONS], config.positional_encoding_size)
     weights[_PATCHES] = adapt_channels(weights[_PATCHES], config.num_channels)
-    fitted, unknown = to_internal(weights)
+    try:
+        fitted, unknown = to_internal(weights)
+    except ValueError as error:
+        raise ValueError(f"{checkpoint.path} does not fit this model: {error}") from None
     if unknown:
-        warnings.warn(
-            f"{checkpoint.path} holds {len(unknown)} tensors this model does not use: {', '.join(unknown[:4])}, ...",
-            stacklevel=3,
-        )
+        _warn_unused(checkpoint.path, unknown)
     return fitted
+
+
+def _warn_unused(path: Path, names: list[str]) -> None:
+    warnings.warn(f"{path} holds {len(names)} tensors this model does not use: {_shortened(names)}", stacklevel=7)
+
+
+def _shortened(texts: list[str]) -> str:
+    return ", ".join(texts[:6]) + (", ..." if len(texts) > 6 else "")
 
 
 def _is_other_group(name: str, groups: int) -> bool:
@@ -200,7 +262,7 @@ def _is_other_group(name: str, groups: int) -> bool:
 def _fit_positions(table: Tensor, side: int) -> Tensor:
     stored = round((table.shape[1] - 1) ** 0.5)
     if stored * stored != table.shape[1] - 1:
-        warnings.warn(f"The position table of {table.shape[1] - 1} entries is not square; it is left alone.", stacklevel=4)
+        warnings.warn(f"the position table of {table.shape[1] - 1} entries is not square; it is kept", stacklevel=7)
         return table
     return resize_positions(table, side, side)
 
@@ -215,22 +277,22 @@ def adapt_channels(kernel: Tensor, channels: int) -> Tensor:
     return kernel[:, torch.arange(channels) % have] * (have / channels)
 
 
-def load_weights(module: torch.nn.Module, weights: Mapping[str, Tensor], path: Path, partial: bool = False) -> list[str]:
-    """Put weights into a module on the meta device, taking over their memory; returns the names that stay empty.
+def load_weights(module: torch.nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
+    """Put weights in our names into a module on the meta device, each tensor with memory of its own.
 
     Raises:
-        ValueError: a tensor is missing (unless `partial`) or has another shape; all are listed in one message.
+        ValueError: a tensor is missing or has another shape; the message lists them by published name.
     """
-    wanted = module.state_dict()
+    wanted, given = to_published(module.state_dict()), to_published(weights)
     wrong = [
-        f"{name} is {tuple(weights[name].shape)} instead of {tuple(tensor.shape)}"
+        f"{name} is {tuple(given[name].shape)} instead of {tuple(tensor.shape)}"
         for name, tensor in wanted.items()
-        if name in weights and weights[name].shape != tensor.shape
+        if name in given and given[name].shape != tensor.shape
     ]
-    missing = [name for name in wanted if name not in weights]
-    if wrong or (missing and not partial):
-        found = wrong + [f"{name} is missing" for name in missing]
-        raise ValueError(f"{path} does not fit this model: {'; '.join(found[:6])}" + (", ..." if len(found) > 6 else ""))
-    own = {name: weights[name].float().clone() for name in wanted if name in weights}
-    module.load_state_dict(own, strict=not missing, assign=True)
-    return missing
+    wrong += [f"{name} is missing" for name in wanted if name not in given]
+    if wrong:
+        raise ValueError(f"{path} does not fit this model: {_shortened(wrong)}")
+    if unused := [name for name in given if name not in wanted]:
+        _warn_unused(path, unused)
+    own = {name: weights[name].float().clone() for name in module.state_dict()}
+    module.load_state_dict(own, assign=True)

@@ -121,7 +121,11 @@ def published_names(internal: str, groups: int = 1) -> tuple[str, ...]:
 
 
 def to_internal(published: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """Rename and join published tensors; also the names that the table does not know."""
+    """Rename and join published tensors; also the names that the table does not know.
+
+    Raises:
+        ValueError: a tensor that is joined with others is missing; all such are named.
+    """
     plain: dict[str, Tensor] = {}
     parts: dict[str, dict[int, Tensor]] = {}
     stacked: set[str] = set()
@@ -139,10 +143,23 @@ def to_internal(published: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], lis
             parts.setdefault(ours, {})[position] = tensor
             if stack:
                 stacked.add(ours)
+    if missing := _missing_parts(parts):
+        raise ValueError(", ".join(f"{name} is missing" for name in missing))
     for ours, found in parts.items():
         ordered = [found[position] for position in sorted(found)]
         plain[ours] = torch.stack(ordered) if ours in stacked else torch.cat(ordered)
     return plain, unknown
+
+
+def _missing_parts(parts: Mapping[str, Mapping[int, Tensor]]) -> list[str]:
+    """Published names of the tensors without which those of the same joined tensor are of no use."""
+    groups = max((1 + max(found) for ours, found in parts.items() if _is_stacked(ours)), default=1)
+    return [
+        name
+        for ours, found in parts.items()
+        for position, name in enumerate(published_names(ours, groups))
+        if position not in found
+    ]
 
 
 def to_published(internal: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -20,11 +20,15 @@ from rfdetr.config import ModelConfig
 def replacing(path: Path, mode: str = "wb") -> Iterator[IO]:
     """A file to write beside `path`; it takes its place, synced, only when the block ends without an error."""
     part = path.with_name(path.name + ".part")
-    with part.open(mode, **({} if "b" in mode else {"encoding": "utf-8"})) as handle:
-        yield handle
-        handle.flush()
-        os.fsync(handle.fileno())
-    part.replace(path)
+    try:
+        with part.open(mode, **({} if "b" in mode else {"encoding": "utf-8"})) as handle:
+            yield handle
+            handle.flush()
+            os.fsync(handle.fileno())
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
 
 
 def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
@@ -38,9 +42,13 @@ def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def plain(value: Any, where: str = "") -> Any:
-    """`value` with tuples and paths as lists and texts; everything else must already be plain."""
-    if value is None or isinstance(value, bool | int | float | str | Tensor):
+    """`value` with tuples, sets and paths as lists and texts; everything else must already be plain."""
+    if value is None or isinstance(value, bool | Tensor):
         return value
+    # Subclasses, such as NumPy's numbers and enums, become what they are made of: the safe reader refuses them.
+    for kind, convert in ((int, int), (float, float), (str, str.__str__)):
+        if isinstance(value, kind):
+            return convert(value)
     if isinstance(value, Mapping):
         return {key: plain(item, f"{where}.{key}") for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):

@@ -80,7 +80,7 @@ class DeformableAttention(nn.Module):
             padding: (B, S), True where the memory is padding.
             valid_ratios: (B, L, 2), share of each map that is valid, as (x, y).
         """
-        batch, length, dim = query.shape
+        batch, length, _ = query.shape
         value = self.value(memory)
         if padding is not None:
             value = value.masked_fill(padding.unsqueeze(-1), 0.0)
@@ -96,7 +96,7 @@ class DeformableAttention(nn.Module):
         return self.output(mixed.transpose(1, 2))
 
     def _read(self, value: Tensor, places: Tensor, weights: Tensor, shapes: list[tuple[int, int]]) -> Tensor:
-        """Weighted sum of bilinear samples: (B, S, D), (B, Q, heads, L*P*2) in [-1, 1], (B, Q, heads, L*P) -> (B, D, Q)."""
+        """Weighted sum of samples: (B, S, D), places (B, Q, heads, L*P*2), weights (B, Q, heads, L*P) -> (B, D, Q)."""
         batch, length = places.shape[:2]
         dim, points, start = value.shape[-1], self.points, 0
         mixed: Tensor | None = None

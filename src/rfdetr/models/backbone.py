@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,7 +15,7 @@ EPS = 1e-6
 
 
 def split_windows(tokens: Tensor, windows: int) -> Tensor:
-    """Cut a grid of tokens (B, h, w, D) into windows x windows rectangles: (B * windows^2, h/windows * w/windows, D)."""
+    """Cut a grid (B, h, w, D) into windows x windows rectangles: (B * windows^2, h/windows * w/windows, D)."""
     batch, height, width, dim = tokens.shape
     # Two steps of rank 4 instead of one of rank 6, which several export targets refuse.
     rows = tokens.reshape(batch * windows, height // windows, windows, width // windows * dim).transpose(1, 2)
@@ -32,7 +34,7 @@ def resize_positions(table: Tensor, height: int, width: int) -> Tensor:
 
     Antialiased bicubic, also when enlarging: its kernel differs from the plain one at every size but the identity.
     """
-    side = round((table.shape[1] - 1) ** 0.5)
+    side = math.isqrt(int(table.shape[1]) - 1)
     if (height, width) == (side, side):
         return table
     grid = table[:, 1:].float().view(1, side, side, -1).permute(0, 3, 1, 2)
@@ -55,7 +57,7 @@ class Block(nn.Module):
         self.drop_path = 0.0
 
     def forward(self, tokens: Tensor, merge: int) -> Tensor:
-        """Tokens (B * windows^2, N, D); attention spans `merge` neighbouring rows: 1 window or all windows of an image."""
+        """Tokens (B * windows^2, N, D); attention spans `merge` rows: one window, or all windows of an image."""
         rows, length, dim = tokens.shape
         normed = self.norm1(tokens).view(rows // merge, merge * length, dim)
         tokens = self._add(tokens, self.attention(normed).view(rows, length, dim), self.scale1)
@@ -134,7 +136,7 @@ class Encoder(nn.Module):
         return maps
 
     def embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """Windowed tokens (B * windows^2, 1 + patches per window, D), a class token first in each, and the patch grid."""
+        """Windowed tokens (B * windows^2, 1 + patches per window, D), class token first, and the patch grid."""
         block = self.patch_size * self.num_windows
         if images.shape[-2] % block or images.shape[-1] % block:
             raise ValueError(f"Backbone requires input shape to be divisible by {block}, but got {tuple(images.shape)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -14,7 +15,7 @@ class MLP(nn.Module):
 
     def __init__(self, *sizes: int) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(sizes))
 
     def forward(self, features: Tensor) -> Tensor:
         for layer in self.layers[:-1]:
@@ -38,7 +39,7 @@ class GroupLinear(nn.Module):
         nn.init.uniform_(self.bias, -bound, bound)
 
     def forward(self, features: Tensor, groups: int) -> Tensor:
-        """Run features (groups, N, in), or (1, N, in) shared by all, through the first `groups` layers: (groups, N, out)."""
+        """Features (groups, N, in), or (1, N, in) for all, through the first `groups` layers: (groups, N, out)."""
         weight, bias = self.weight[:groups], self.bias[:groups]
         if groups == 1:
             return F.linear(features, weight[0], bias[0])
@@ -52,14 +53,13 @@ class GroupNorm(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(groups, dim))
         self.bias = nn.Parameter(torch.zeros(groups, dim))
-        self.eps = eps
+        self.dim, self.eps = dim, eps
 
     def forward(self, features: Tensor, groups: int) -> Tensor:
         """Normalise features (groups, N, D) over D."""
-        dim = features.shape[-1]
         if groups == 1:
-            return F.layer_norm(features, (dim,), self.weight[0], self.bias[0], self.eps)
-        normed = F.layer_norm(features, (dim,), eps=self.eps)
+            return F.layer_norm(features, (self.dim,), self.weight[0], self.bias[0], self.eps)
+        normed = F.layer_norm(features, (self.dim,), eps=self.eps)
         return torch.addcmul(self.bias[:groups].unsqueeze(1), normed, self.weight[:groups].unsqueeze(1))
 
 
@@ -68,7 +68,7 @@ class GroupMLP(nn.Module):
 
     def __init__(self, groups: int, *sizes: int) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(GroupLinear(groups, a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True))
+        self.layers = nn.ModuleList(GroupLinear(groups, a, b) for a, b in itertools.pairwise(sizes))
 
     def forward(self, features: Tensor, groups: int) -> Tensor:
         for layer in self.layers[:-1]:

@@ -159,7 +159,7 @@ class DecoderLayer(nn.Module):
         groups: int,
         padding: Padding | None,
     ) -> Tensor:
-        """Queries (B, G*Q, D) with position (B, G*Q, D) and reference boxes (B, G*Q, 4); groups never see each other."""
+        """Queries and position (B, G*Q, D), reference boxes (B, G*Q, 4); groups never see each other."""
         batch, length, dim = queries.shape
         fold = (batch * groups, length // groups, dim)
         mixed = self.self_attention(queries.reshape(fold), (queries + position).reshape(fold))

@@ -140,7 +140,9 @@ def plot_history(history: list[dict[str, Any]], path: Path) -> None:
     figure = figures.Figure(figsize=(11, 8), layout="constrained")
     for axes, (title, curves) in zip(figure.subplots(2, 2).flat, _PANELS, strict=True):
         for column, label in curves:
-            points = [(int(row["epoch"]) + 1, float(row[column])) for row in history if row.get(column) not in (None, "")]
+            points = [
+                (int(row["epoch"]) + 1, float(row[column])) for row in history if row.get(column) not in (None, "")
+            ]
             if points:
                 axes.plot(*zip(*points, strict=True), marker=".", label=label)
         axes.set(title=title, xlabel="epoch")

@@ -48,7 +48,6 @@ def epoch_metrics(
     trained: dict[str, float],
     scores: dict[str, dict[str, Any]],
     optimizer: torch.optim.Optimizer,
-    class_names: list[str],
     config: TrainConfig,
     split: str = "val",
 ) -> dict[str, float]:
@@ -61,7 +60,7 @@ def epoch_metrics(
     for kind, found in scores.items():
         if kind == "regular" or "regular" not in scores:
             metrics.update(_losses(split, found))
-            metrics.update(_table(split, found, class_names, config.log_per_class_metrics))
+            metrics.update(_table(split, found, config.log_per_class_metrics))
         box = found["coco_eval_bbox"]
         for name, index in (("mAP_50_95", 0), ("mAP_50", 1), ("mAP_75", 2), ("mAR", 8)):
             metrics[f"{split}/{_COLUMN[kind]}{name}"] = box[index]
@@ -83,7 +82,7 @@ def _losses(split: str, values: dict[str, Any]) -> dict[str, float]:
     return losses
 
 
-def _table(split: str, found: dict[str, Any], class_names: list[str], per_class: bool) -> dict[str, float]:
+def _table(split: str, found: dict[str, Any], per_class: bool) -> dict[str, float]:
     results = found["results_json"]
     table = {
         f"{split}/F1": results["f1_score"],

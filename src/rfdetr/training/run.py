@@ -15,18 +15,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rfdetr.checkpoints.load import read_checkpoint
-from rfdetr.checkpoints.names import to_internal
 from rfdetr.checkpoints.save import description
 from rfdetr.config import ModelConfig, TrainConfig
 from rfdetr.datasets.annotations import AnnotationSet
+from rfdetr.datasets.build import build_eval_loader, build_train_loader
 from rfdetr.datasets.layout import has_split, read_split
-from rfdetr.datasets.loader import Pictures, TrainOrder, make_loader
-from rfdetr.datasets.transforms import EvalTransform, TrainTransform, multi_scale_sizes
+from rfdetr.datasets.loader import TrainOrder
 from rfdetr.engine import evaluate, train_one_epoch
 from rfdetr.models.criterion import Criterion, loss_weights
 from rfdetr.training import state as files
 from rfdetr.training.ema import ModelEma
-from rfdetr.training.loggers import Sink, TextLog, finite, open_sinks, plot_history
+from rfdetr.training.finish import finish
+from rfdetr.training.loggers import Sink, TextLog, finite, open_sinks
 from rfdetr.training.metrics import epoch_metrics, epoch_stats, one_line
 from rfdetr.training.optim import Rates, build_optimizer, lr_factor
 from rfdetr.training.progress import Progress
@@ -73,7 +73,9 @@ def prepare(config: TrainConfig) -> Job:
         test = read_split(root, "test", config.dataset_file, train.categories)
     names = config.class_names or train.class_names
     if len(names) > len(train.class_names):
-        raise ValueError(f"class_names has {len(names)} names for the {len(train.class_names)} classes of {train.source}")
+        raise ValueError(
+            f"class_names has {len(names)} names for the {len(train.class_names)} classes of {train.source}"
+        )
     if names != train.class_names:
         warnings.warn(f"class_names differ from those of the data set, {train.class_names}", stacklevel=4)
     if config.resume is not None:
@@ -110,7 +112,9 @@ def run(model: Model, config: TrainConfig, job: Job, callbacks: Callbacks) -> Pa
         if this.state.epoch >= config.epochs:
             logger.warning("%s is finished: it has %d of %d epochs", config.resume, this.state.epoch, config.epochs)
             return None
-    train_loader, valid_loader = _loaders(this, job, order)
+    on_cuda = this.parts.runtime.device.type == "cuda"
+    train_loader = build_train_loader(config, model.config, job.train, order, on_cuda)
+    valid_loader = build_eval_loader(config, model.config, job.valid, on_cuda)
     files.write_json(folder / "training_config.json", _record(model.config, config, job))
     text = TextLog(folder, go_on=config.resume is not None)
     if config.resume is None:
@@ -124,7 +128,7 @@ def run(model: Model, config: TrainConfig, job: Job, callbacks: Callbacks) -> Pa
             if stop or model.stop_early:
                 logger.info("the run ends early, after epoch %d", epoch + 1)
                 break
-        best = _finish(this, job, text, sinks)
+        best = finish(this, job, text, sinks)
     finally:
         for sink in sinks:
             sink.close()
@@ -138,7 +142,9 @@ def _build_run(
 ) -> Run:
     """Criterion, optimiser, schedule, average: everything that learns."""
     settings = model.args
-    settings.__dict__.update(config.model_dump(exclude={"group_detr", "segmentation_head", "ia_bce_loss", "num_select"}))
+    settings.__dict__.update(
+        config.model_dump(exclude={"group_detr", "segmentation_head", "ia_bce_loss", "num_select"})
+    )
     device = next(module.parameters()).device
     amp = mixed_precision(config.amp_dtype, device) if model.config.amp else None
     rates = Rates(
@@ -180,37 +186,10 @@ def _build_run(
 
 def _resume(this: Run, path: Path, order: TrainOrder) -> None:
     fresh = files.resume(path, this.parts, this.state)
+    files.bring_along(path.parent, this.folder, this.state)
     order.seed = this.state.seed
     if fresh:
         warnings.warn(f"{path} holds no state of: {', '.join(fresh)}; these start fresh", stacklevel=5)
-
-
-def _loaders(this: Run, job: Job, order: TrainOrder) -> tuple[Any, Any]:
-    config, model = this.config, this.parts.config
-    sizes = [model.resolution]
-    if config.multi_scale in (True, "per-batch", "per-sample"):
-        sizes = multi_scale_sizes(model.resolution, model.block_size, config.expanded_scales)
-        sizes = sizes if config.multi_scale == "per-sample" else sizes[-1:]
-    transform = TrainTransform(
-        tuple(sizes), config.square_resize_div_64, config.scale_jitter, mirror=config.aug_config is None
-    )
-    pictures = Pictures(job.train, transform, this.state.seed)
-    shared = {
-        "block": model.block_size,
-        "num_workers": config.num_workers,
-        "pin_memory": this.parts.runtime.device.type == "cuda" if config.pin_memory is None else config.pin_memory,
-        "persistent_workers": config.persistent_workers,
-        "prefetch_factor": config.prefetch_factor,
-        "seed": this.state.seed,
-    }
-    train = make_loader(pictures, batch_size=order.effective, order=order, **shared)
-    return train, _eval_loader(this, job.valid, shared)
-
-
-def _eval_loader(this: Run, annotations: AnnotationSet, shared: dict[str, Any]) -> Any:
-    transform = EvalTransform(this.parts.config.resolution, this.config.square_resize_div_64)
-    size = this.config.eval_batch_size or this.config.batch_size
-    return make_loader(Pictures(annotations, transform), batch_size=size, **shared)
 
 
 def _epoch(
@@ -260,7 +239,7 @@ def _epoch(
     seconds = (train_time, time.monotonic() - started)
     stats = finite(epoch_stats(epoch, trained, scores, state, parts.model, seconds))
     text.write_stats(stats)
-    metrics = epoch_metrics(state.global_step, trained, scores, parts.optimizer, job.class_names, config)
+    metrics = epoch_metrics(state.global_step, trained, scores, parts.optimizer, config)
     for sink in sinks:
         sink.log(epoch, metrics)
     logger.info("%s", one_line(epoch, config.epochs, trained, scores, seconds))
@@ -315,80 +294,8 @@ def _keep_best(this: Run, scores: dict[str, dict[str, Any]]) -> bool:
     modules = {"regular": this.parts.model, "ema": this.parts.ema and this.parts.ema.module}
     for kind, value in values.items():
         if value is not None and state.best[kind].is_beaten_by(value, state.epoch):
-            files.save_best(
-                this.folder / files.BEST_FILES[kind], modules[kind], state.epoch, value, this.description
-            )
+            files.save_best(this.folder / files.BEST_FILES[kind], modules[kind], state.epoch, value, this.description)
     return config.early_stopping and state.stopping.should_stop(values["regular"], values["ema"])
-
-
-def _finish(this: Run, job: Job, text: TextLog, sinks: list[Sink]) -> Path:
-    """Choose the best weights, evaluate them, write results.json and the plot."""
-    parts, config = this.parts, this.config
-    source = this.state.winner
-    if source is None:
-        warnings.warn("no evaluation took place; the final weights become checkpoint_best_total.pth", stacklevel=4)
-        source = "regular" if parts.ema is None else "ema"
-    last = parts.model if source == "regular" else parts.ema.module
-    total = files.save_total(this.folder, source, this.description, last)
-    parts.model.load_state_dict(to_internal(read_checkpoint(total).weights)[0])
-    shared = {"num_workers": config.num_workers, "block": parts.config.block_size, "persistent_workers": False}
-    splits = {"valid": job.valid}
-    if config.run_test:
-        if job.test is None:
-            warnings.warn(f"{config.dataset_dir} has no test split; the test run is left out", stacklevel=4)
-        else:
-            splits["test"] = job.test
-    found = {}
-    for name, annotations in splits.items():
-        criterion = this.criterion if name == "test" and config.compute_test_loss else None
-        loader = _eval_loader(this, annotations, shared)
-        found[name] = evaluate(
-            parts.model, criterion, this.postprocess, loader, annotations, parts.runtime.device, this.settings,
-            runtime=parts.runtime, progress=this.progress, title=name,
-        )[0]  # fmt: skip
-    tables = {name: stats["results_json"]["class_map"] for name, stats in found.items()}
-    files.write_json(this.folder / "results.json", finite({**found["valid"]["results_json"], "class_map": tables}))
-    if "test" in found:
-        metrics = epoch_metrics(
-            this.state.global_step, {}, {"regular": found["test"]}, parts.optimizer, job.class_names, config, "test"
-        )
-        for sink in sinks:
-            sink.log(this.state.epoch, metrics)
-    plot_history(text.history, this.folder / "metrics_plot.png")
-    return total
-
-
-def evaluate_split(model: Model, config: TrainConfig, split: str) -> dict[str, float]:
-    """Metrics of the weights in memory on one split, named `<split>/<metric>`.
-
-    Raises:
-        ValueError: an unknown split, or a data set with more classes than the model has.
-    """
-    folder = {"val": "valid"}.get(split, split)
-    annotations = read_split(Path(config.dataset_dir), folder, config.dataset_file)
-    if annotations.categories.num_classes > model.config.num_classes:
-        raise ValueError(
-            f"{annotations.source} has {annotations.categories.num_classes} classes, the model {model.config.num_classes}"
-        )
-    module = model.ready()
-    device = next(module.parameters()).device
-    runtime = Runtime(device, torch.float16 if config.fp16_eval else None)
-    pictures = Pictures(annotations, EvalTransform(model.resolution, config.square_resize_div_64))
-    loader = make_loader(
-        pictures,
-        batch_size=config.eval_batch_size or config.batch_size,
-        block=model.config.block_size,
-        num_workers=config.num_workers,
-        persistent_workers=False,
-    )
-    stats, _ = evaluate(
-        module, None, model.postprocess, loader, annotations, device, config, runtime=runtime,
-        progress=Progress(config.progress_bar), title=split,
-    )  # fmt: skip
-    metrics = {f"{split}/{name}": stats["coco_eval_bbox"][i] for name, i in (("mAP_50_95", 0), ("mAP_50", 1), ("mAP_75", 2), ("mAR", 8))}
-    table = stats["results_json"]
-    metrics.update({f"{split}/F1": table["f1_score"], f"{split}/precision": table["precision"], f"{split}/recall": table["recall"]})
-    return metrics
 
 
 def _record(model: ModelConfig, config: TrainConfig, job: Job) -> dict[str, Any]:

@@ -31,7 +31,9 @@ def select_device(wanted: str = "auto") -> torch.device:
     except RuntimeError:
         device = None
     there = ["cpu"] + (["mps"] if mps else []) + [f"cuda:{i}" for i in range(cuda)]
-    absent = device is None or (device.type == "cuda" and (device.index or 0) >= cuda) or (device.type == "mps" and not mps)
+    absent = (
+        device is None or (device.type == "cuda" and (device.index or 0) >= cuda) or (device.type == "mps" and not mps)
+    )
     if absent or device.type not in ("cpu", "cuda", "mps"):
         raise ValueError(f"device={wanted!r} does not exist here; there are auto, {', '.join(there)}")
     return device

@@ -163,6 +163,18 @@ def resume(path: Path, parts: Parts, state: RunState) -> list[str]:
     return fresh
 
 
+def bring_along(old: Path, folder: Path, state: RunState) -> None:
+    """Let a run go on in another folder: its best files and logs come along; a best without its file is forgotten."""
+    if old.resolve() != folder.resolve():
+        for name in (*BEST_FILES.values(), "log.txt", "metrics.csv"):
+            if (old / name).is_file() and not (folder / name).exists():
+                with replacing(folder / name) as handle:
+                    handle.write((old / name).read_bytes())
+    for kind, name in BEST_FILES.items():
+        if not (folder / name).is_file():
+            state.best[kind] = Best()
+
+
 def _resume_optimizer(content: dict[str, Any], parts: Parts) -> list[str]:
     saved, names = content.get("optimizer"), content.get("param_names")
     if not saved or not names:

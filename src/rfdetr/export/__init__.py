@@ -1,0 +1,3 @@
+"""One graph, one file per format."""
+
+from __future__ import annotations

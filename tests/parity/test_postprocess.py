@@ -1,0 +1,88 @@
+"""Raw outputs to detections, up to what `predict` returns; position tables fitted to another grid."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from tests.vectors import assert_close, read_arrays, read_json, read_tensors
+from torch import Tensor, nn
+
+from rfdetr import RFDETRNano
+from rfdetr.models.backbone import resize_positions
+from rfdetr.models.postprocess import PostProcess
+
+MODEL = read_tensors("model/postprocess")
+META, DATA = read_json("inference/postprocess"), read_tensors("inference/postprocess")
+
+
+@pytest.mark.parametrize("select", [30, 300])
+def test_saturated_equal_and_outlying_predictions_equal_the_recorded_ones(select):
+    outputs = {name: MODEL[f"det/{name}"] for name in ("pred_logits", "pred_boxes")}
+    found = PostProcess(select)(outputs, MODEL["det/target_sizes"])
+    for field in ("scores", "labels", "boxes"):
+        assert torch.equal(torch.stack([one[field] for one in found]), MODEL[f"det/select{select}/{field}"]), field
+
+
+@pytest.mark.parametrize("name", ["det40", "det300", "det_all"])
+def test_detections_equal_the_recorded_ones(name):
+    case = META[name]
+    outputs = {key: DATA[f"det40.in.{key}"] for key in ("pred_logits", "pred_boxes")}
+    found = PostProcess(case["num_select"])(outputs, torch.tensor(case["target_sizes_hw"]))
+    for i, one in enumerate(found):
+        assert one["labels"].dtype == torch.int64
+        assert torch.equal(one["labels"], DATA[f"{name}.out{i}.labels"])
+        assert_close(one["scores"], DATA[f"{name}.out{i}.scores"], "scores", 1e-6)
+        assert_close(one["boxes"], DATA[f"{name}.out{i}.boxes"], "boxes", 1e-3)
+
+
+class Fixed(nn.Module):
+    """Stands in for the network and returns the recorded outputs."""
+
+    def __init__(self, case: dict) -> None:
+        super().__init__()
+        self.unused = nn.Parameter(torch.zeros(()))
+        self.logits = torch.full((1, 300, 91), case["default_logit"])
+        self.boxes = torch.tensor(case["default_box"]).repeat(1, 300, 1)
+        for one in case["non_default_logits"]:
+            self.logits[0, one["query"], one["channel"]] = one["logit"]
+        exact = DATA["predict_nano.in.pred_boxes"]
+        self.boxes[0, : len(exact)] = exact
+
+    def forward(self, images: Tensor, last_only: bool = False) -> dict[str, Tensor]:
+        return {"pred_logits": self.logits, "pred_boxes": self.boxes}
+
+
+@pytest.fixture(scope="module")
+def nano() -> RFDETRNano:
+    model = RFDETRNano(pretrain_weights=None, device="cpu")
+    model.model.model = Fixed(META["predict_nano"])
+    return model
+
+
+@pytest.mark.parametrize("recorded", META["predict_nano"]["results"], ids=lambda r: f"threshold {r['threshold']}")
+def test_predict_returns_the_recorded_detections(nano, recorded):
+    picture = np.zeros((*META["predict_nano"]["image_hw"], 3), np.uint8)
+    found = nano.predict(picture, threshold=recorded["threshold"])
+    assert_close(found.xyxy, recorded["xyxy"], "boxes", 1e-3)
+    assert_close(found.confidence, recorded["confidence"], "scores", 1e-6)
+    assert found.class_id.tolist() == recorded["class_id"]
+    assert found.data["class_name"].tolist() == recorded["class_name"]
+    assert found.data["source_shape"].tolist() == recorded["source_shape"]
+    assert {name: str(getattr(found, name).dtype) for name in recorded["dtypes"]} == recorded["dtypes"]
+
+
+@pytest.mark.parametrize("side", [20, 24, 37])
+def test_resized_position_tables_equal_the_recorded_ones(side):
+    resized = resize_positions(MODEL["pe/source"], side, side)
+    assert_close(resized, MODEL[f"pe/to{side}"], "table", 1e-6)
+
+
+def test_recordings_hold_no_detection_case_without_a_test():
+    assert {name for name in META if name.startswith("det")} == {"det40", "det300", "det_all"}
+    assert {key for key in read_arrays("model/postprocess") if key.startswith("pe/")} == {
+        "pe/source",
+        "pe/to20",
+        "pe/to24",
+        "pe/to37",
+    }
