@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from rfdetr.checkpoints.download import find_weights
+from rfdetr.datasets.decode import decode
 from rfdetr.datasets.layout import read_split
 from rfdetr.datasets.synthetic import draw_dataset
 from rfdetr.detr import RFDETR, RFDETRNano, from_checkpoint
@@ -57,11 +58,12 @@ def run_demo(output: str | Path, weights: str | None = None, epochs: int | None 
     """
     started = time.monotonic()
     folder = _claim(Path(output))
+    model_options: dict[str, Any]
     model_options, training, pictures = (FRESH_MODEL, FRESH_TRAINING, FRESH_PICTURES)
     if weights:
         model_options = {**TUNED_MODEL, "pretrain_weights": str(find_weights(weights))}
         training, pictures = TUNED_TRAINING, TUNED_PICTURES
-    side = model_options["resolution"]
+    side = int(model_options["resolution"])
     print(f"demo: drawing {sum(pictures.values())} pictures of shapes into {folder / 'data'}")
     draw_dataset(folder / "data", pictures, hw=(side, side))
     model = RFDETRNano(**model_options)
@@ -108,7 +110,7 @@ def show_predictions(model: RFDETR, data: Path, folder: Path, count: int = 12, t
     paths = [held_out.path(i) for i in range(min(count, len(held_out)))]
     drawn = []
     for path, detections in zip(paths, model.predict(paths, threshold=threshold), strict=True):
-        picture = annotate(Image.open(path).convert("RGB"), detections)
+        picture = annotate(Image.fromarray(decode(path)), detections)
         picture.save(folder / f"{path.stem}.png")
         drawn.append(picture)
     sheet = folder / "all.png"

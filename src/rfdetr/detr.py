@@ -191,7 +191,7 @@ class RFDETR:
         config = self.model.config
         height, width = check_shape(shape or (config.resolution, config.resolution), config.block_size)
         if height != width:
-            raise ValueError(f"shape={tuple(shape)}: exports are square in this release")
+            raise ValueError(f"shape=({height}, {width}): exports are square in this release")
         path = Path(output_dir).expanduser() / f"{output_name}.onnx"
         path.parent.mkdir(parents=True, exist_ok=True)
         metadata = {

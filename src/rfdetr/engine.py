@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -16,6 +17,7 @@ from rfdetr.datasets.batch import split
 from rfdetr.datasets.transforms import multi_scale_sizes
 from rfdetr.evaluation.coco import CocoEvaluator, GroundTruth
 from rfdetr.evaluation.f1 import results_table, sweep_confidence
+from rfdetr.models.backbone import Encoder
 from rfdetr.models.criterion import Criterion
 from rfdetr.training.progress import Progress
 from rfdetr.training.runtime import Runtime, evaluating, mixed_precision
@@ -95,7 +97,7 @@ def train_one_epoch(
     runtime = runtime or _runtime_of(device, args)
     progress = progress or Progress()
     sizes = _scales(args)
-    steps = num_training_steps_per_epoch or len(data_loader)
+    steps = num_training_steps_per_epoch or len(data_loader)  # pyrefly: ignore[bad-argument-type]
     averages, rates = Averages(), []
     model.train()
     criterion.train()
@@ -104,9 +106,10 @@ def train_one_epoch(
         for callback in (callbacks or {}).get("on_train_batch_start", ()):
             callback({"step": step, "model": model, "epoch": epoch})
         if "dp" in schedules:
-            model.encoder.set_drop_path(float(schedules["dp"][step]))
+            set_drop_path(model, float(schedules["dp"][step]))
         # Drawn from the step alone: the same for all micro-batches and processes, and no generator moves.
         size = random.Random(step).choice(sizes) if sizes else None
+        total = math.nan
         for micro in split(batch, accumulate):
             total = _accumulate(model, criterion, micro, size, accumulate, runtime, averages)
         rates.append(optimizer.param_groups[0]["lr"])
@@ -144,6 +147,13 @@ def _accumulate(
     runtime.backward(total / parts)
     averages.add(losses, total, len(samples), sum(len(target["labels"]) for target in targets))
     return value
+
+
+def set_drop_path(model: nn.Module, rate: float) -> None:
+    """Set the stochastic depth of every encoder in a model."""
+    for module in model.modules():
+        if isinstance(module, Encoder):
+            module.set_drop_path(rate)
 
 
 def _runtime_of(device: torch.device, args: Any) -> Runtime:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import warnings
 from collections.abc import Callable
@@ -17,11 +16,11 @@ from rfdetr.assets.coco_classes import COCO_CLASS_NAMES, COCO_CLASSES
 from rfdetr.checkpoints import identify, load
 from rfdetr.checkpoints.download import find_weights, require_weights
 from rfdetr.config import ModelConfig, TrainConfig
+from rfdetr.log import logger
 from rfdetr.models.build import build_model, initialise
+from rfdetr.models.detector import Detector
 from rfdetr.models.postprocess import PostProcess
 from rfdetr.training.runtime import select_device
-
-logger = logging.getLogger("rf-detr")
 
 EVENTS = ("on_fit_epoch_end", "on_train_batch_start", "on_train_end")
 Callbacks = dict[str, list[Callable]]
@@ -56,7 +55,7 @@ class Model:
     def _build(self) -> None:
         require_weights(self.config.variant, self.config.is_explicit("pretrain_weights"))
         if self.config.pretrain_weights is None:
-            self.model: nn.Module = initialise(build_model(self.config))
+            self.model: Detector = initialise(build_model(self.config))
             self._name_classes([], 0)
         else:
             self._load(find_weights(self.config.pretrain_weights))
@@ -122,7 +121,7 @@ class Model:
         """All settings in one namespace, as older scripts read them."""
         return SimpleNamespace(**{**self.config.model_dump(), "class_names": list(self.class_names)})
 
-    def ready(self) -> nn.Module:
+    def ready(self) -> Detector:
         """The network on its device; it is moved at the first use, not at construction."""
         with self._lock:
             if next(self.model.parameters()).device != self.device:

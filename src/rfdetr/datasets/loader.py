@@ -38,8 +38,8 @@ class Pictures(Dataset):
     def __len__(self) -> int:
         return len(self.annotations)
 
-    def __getitem__(self, item: int | Draw) -> Sample:
-        draw = item if isinstance(item, Draw) else Draw(0, item, item)
+    def __getitem__(self, index: int | Draw) -> Sample:
+        draw = index if isinstance(index, Draw) else Draw(0, index, index)
         image = decode(self.annotations.path(draw.index))
         target = self.annotations.target(draw.index, *image.shape[:2])
         rng = np.random.default_rng((self.seed, draw.epoch, draw.position))

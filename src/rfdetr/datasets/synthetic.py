@@ -86,7 +86,7 @@ def draw_dataset(
             rng = np.random.default_rng((seed, number, index))
             picture, objects = draw_picture(rng, hw, max_objects, shapes)
             name = f"{split}_{index:05d}{suffix}"
-            picture.save(target / name, **({"quality": 92} if suffix == ".jpg" else {}))
+            picture.save(target / name, quality=92)
             images.append({"id": index + 1, "file_name": name, "height": hw[0], "width": hw[1]})
             annotations += [_annotation(index + 1, label, points) for label, points in objects]
         for annotation_id, annotation in enumerate(annotations, 1):

@@ -83,11 +83,9 @@ def _content(file: Any, where: str) -> bytes:
 
 def _decoded(data: bytes, where: str) -> Tensor:
     try:
-        pixels = decode_bytes(data, where)
+        return torch.from_numpy(decode_bytes(data, where))
     except ValueError as error:
         raise UnidentifiedImageError(f"{where} cannot be decoded: {error.__cause__ or error}") from error
-    # Pillow hands out read-only memory, which tensors do not know.
-    return torch.from_numpy(pixels if pixels.flags.writeable else pixels.copy())
 
 
 def _from_pillow(image: Image.Image, where: str) -> Tensor:

@@ -99,7 +99,7 @@ class DeformableAttention(nn.Module):
         """Weighted sum of samples: (B, S, D), places (B, Q, heads, L*P*2), weights (B, Q, heads, L*P) -> (B, D, Q)."""
         batch, length = places.shape[:2]
         dim, points, start = value.shape[-1], self.points, 0
-        mixed: Tensor | None = None
+        parts = []
         for level, (height, width) in enumerate(shapes):
             maps = value[:, start : start + height * width].transpose(1, 2)
             maps = maps.reshape(batch * self.heads, dim // self.heads, height, width)
@@ -108,7 +108,6 @@ class DeformableAttention(nn.Module):
             share = weights[..., level * points : (level + 1) * points].transpose(1, 2)
             share = share.reshape(batch * self.heads, 1, length, points)
             samples = F.grid_sample(maps, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-            part = (samples * share).sum(-1)
-            mixed = part if mixed is None else mixed + part
+            parts.append((samples * share).sum(-1))
             start += height * width
-        return mixed.view(batch, dim, length)
+        return sum(parts[1:], parts[0]).view(batch, dim, length)

@@ -9,11 +9,10 @@ from torch import nn
 
 from rfdetr.config import ModelConfig
 from rfdetr.models.attention import DeformableAttention
-from rfdetr.models.backbone import Encoder
+from rfdetr.models.backbone import Block, Encoder
 from rfdetr.models.detector import Detector
-from rfdetr.models.heads import GroupLinear
 from rfdetr.models.projector import Projector
-from rfdetr.models.transformer import Decoder, Proposals
+from rfdetr.models.transformer import Decoder, DecoderLayer, Proposals
 from rfdetr.variants import ENCODERS
 
 
@@ -54,12 +53,12 @@ def initialise(model: Detector) -> Detector:
     model.to_empty(device="cpu")
     _initialise_encoder(model.encoder)
     for module in (*model.projector.modules(), model.class_head, *model.box_head.modules()):
-        if hasattr(module, "reset_parameters"):
+        if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d | nn.LayerNorm):
             module.reset_parameters()
     _initialise_decoder(model.decoder)
     nn.init.constant_(model.class_head.bias, -math.log(99))
-    nn.init.zeros_(model.box_head.layers[-1].weight)
-    nn.init.zeros_(model.box_head.layers[-1].bias)
+    for zero in model.box_head.layers[-1].parameters():
+        nn.init.zeros_(zero)
     _initialise_proposals(model)
     nn.init.zeros_(model.query_boxes)
     nn.init.normal_(model.query_features)
@@ -70,12 +69,12 @@ def _initialise_encoder(encoder: Encoder) -> None:
     for module in encoder.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
             _truncated_normal(module.weight)
-            nn.init.zeros_(module.bias)
+            nn.init.zeros_(module.bias)  # pyrefly: ignore[bad-argument-type]
         elif isinstance(module, nn.LayerNorm):
             module.reset_parameters()
-    for block in encoder.blocks:
-        nn.init.ones_(block.scale1)
-        nn.init.ones_(block.scale2)
+        elif isinstance(module, Block):
+            nn.init.ones_(module.scale1)
+            nn.init.ones_(module.scale2)
     _truncated_normal(encoder.positions)
     _truncated_normal(encoder.class_token)
     nn.init.zeros_(encoder.mask_token)
@@ -93,12 +92,13 @@ def _initialise_decoder(decoder: Decoder) -> None:
             nn.init.xavier_uniform_(module.weight)
         elif isinstance(module, nn.LayerNorm):
             module.reset_parameters()
-    for layer in decoder.layers:
+    layers = [layer for layer in decoder.layers if isinstance(layer, DecoderLayer)]
+    for layer in layers:
         nn.init.zeros_(layer.self_attention.qkv.bias)
         nn.init.zeros_(layer.self_attention.output.bias)
         # All layers start as copies, so the biases that are drawn are the same in each.
-        layer.mlp_in.bias.copy_(decoder.layers[0].mlp_in.bias)
-        layer.mlp_out.bias.copy_(decoder.layers[0].mlp_out.bias)
+        layer.mlp_in.bias.copy_(layers[0].mlp_in.bias)
+        layer.mlp_out.bias.copy_(layers[0].mlp_out.bias)
         _initialise_deformable(layer.cross_attention)
 
 
@@ -124,8 +124,6 @@ def _initialise_proposals(model: Detector) -> None:
         nn.init.xavier_uniform_(matrix)
     nn.init.ones_(proposals.norm.weight)
     nn.init.zeros_(proposals.norm.bias)
-    pairs: list[tuple[GroupLinear, nn.Linear]] = [(proposals.classes, model.class_head)]
-    pairs += zip(proposals.boxes.layers, model.box_head.layers, strict=True)
-    for grouped, single in pairs:
-        grouped.weight.copy_(single.weight.expand_as(grouped.weight))
-        grouped.bias.copy_(single.bias.expand_as(grouped.bias))
+    for grouped, single in ((proposals.classes, model.class_head), (proposals.boxes, model.box_head)):
+        for copies, value in zip(grouped.parameters(), single.parameters(), strict=True):
+            copies.copy_(value.expand_as(copies))

@@ -91,8 +91,8 @@ def _solve(logits: Tensor, boxes: Tensor, targets: Targets, groups: int, costs: 
 
 def _pad(targets: Targets, widest: int) -> tuple[Tensor, Tensor]:
     """Labels (B, widest) and boxes (B, widest, 4), filled up with zeros."""
-    labels = torch.nn.utils.rnn.pad_sequence(targets.labels.split(targets.counts), batch_first=True)
-    boxes = torch.nn.utils.rnn.pad_sequence(targets.boxes.float().split(targets.counts), batch_first=True)
+    labels = torch.nn.utils.rnn.pad_sequence(list(targets.labels.split(targets.counts)), batch_first=True)
+    boxes = torch.nn.utils.rnn.pad_sequence(list(targets.boxes.float().split(targets.counts)), batch_first=True)
     return labels[:, :widest], boxes[:, :widest]
 
 

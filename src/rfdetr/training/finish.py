@@ -33,7 +33,7 @@ def finish(this: Run, job: Job, text: TextLog, sinks: list[Sink]) -> Path:
     found = {"valid": _judge(this, job.valid, None)}
     if this.config.run_test and job.test is None:
         warnings.warn(f"{this.config.dataset_dir} has no test split; the test run is left out", stacklevel=4)
-    elif this.config.run_test:
+    elif job.test is not None:
         found["test"] = _judge(this, job.test, this.criterion if this.config.compute_test_loss else None)
         metrics = epoch_metrics(
             this.state.global_step, {}, {"regular": found["test"]}, this.parts.optimizer, this.config, "test"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import logging
 import math
 import warnings
 from pathlib import Path
@@ -13,8 +12,6 @@ from typing import Any, Protocol
 from rfdetr.checkpoints.save import replacing
 from rfdetr.config import TrainConfig
 from rfdetr.extras import require
-
-logger = logging.getLogger("rf-detr")
 
 
 class Sink(Protocol):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import logging
 import secrets
 import time
 import warnings
@@ -21,7 +20,8 @@ from rfdetr.datasets.annotations import AnnotationSet
 from rfdetr.datasets.build import build_eval_loader, build_train_loader
 from rfdetr.datasets.layout import has_split, read_split
 from rfdetr.datasets.loader import TrainOrder
-from rfdetr.engine import evaluate, train_one_epoch
+from rfdetr.engine import evaluate, set_drop_path, train_one_epoch
+from rfdetr.log import logger
 from rfdetr.models.criterion import Criterion, loss_weights
 from rfdetr.training import state as files
 from rfdetr.training.ema import ModelEma
@@ -36,7 +36,6 @@ from rfdetr.training.state import EarlyStopping, Parts, RunState
 if TYPE_CHECKING:
     from rfdetr.main import Model
 
-logger = logging.getLogger("rf-detr")
 Callbacks = dict[str, list[Callable]]
 
 
@@ -207,7 +206,7 @@ def _epoch(
     started = time.monotonic()
     train_loader.sampler.set_epoch(epoch)
     steps = len(train_loader)
-    parts.model.encoder.set_drop_path(config.drop_path)
+    set_drop_path(parts.model, config.drop_path)
     trained = train_one_epoch(
         parts.model,
         this.criterion,
@@ -255,11 +254,17 @@ def _save_last(this: Run) -> None:
         files.save_last(numbered, this.parts, this.state, this.description)
 
 
+def _modules(this: Run) -> dict[str, torch.nn.Module]:
+    """The regular model, and the averaged one if there is one."""
+    ema = this.parts.ema
+    return {"regular": this.parts.model, **({} if ema is None else {"ema": ema.module})}
+
+
 def _evaluate_both(this: Run, loader: Any, annotations: AnnotationSet, with_loss: bool) -> dict[str, dict[str, Any]]:
     """Statistics of the regular and of the averaged weights, those that are there and asked for."""
-    modules = {"regular": this.parts.model} if this.config.eval_base_model or this.parts.ema is None else {}
-    if this.parts.ema is not None:
-        modules["ema"] = this.parts.ema.module
+    modules = _modules(this)
+    if not this.config.eval_base_model and "ema" in modules:
+        del modules["regular"]
     runtime = this.parts.runtime
     if this.config.fp16_eval:
         runtime = Runtime(runtime.device, torch.float16)
@@ -291,7 +296,7 @@ def _keep_best(this: Run, scores: dict[str, dict[str, Any]]) -> bool:
     if not scores or state.epoch < config.skip_best_epochs:
         return False
     values = {kind: score_of(scores.get(kind), config.best_model_metric) for kind in files.BEST_FILES}
-    modules = {"regular": this.parts.model, "ema": this.parts.ema and this.parts.ema.module}
+    modules = _modules(this)
     for kind, value in values.items():
         if value is not None and state.best[kind].is_beaten_by(value, state.epoch):
             files.save_best(this.folder / files.BEST_FILES[kind], modules[kind], state.epoch, value, this.description)

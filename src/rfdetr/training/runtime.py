@@ -24,19 +24,12 @@ def select_device(wanted: str = "auto") -> torch.device:
         ValueError: no such device exists here; the message lists those that do.
     """
     cuda, mps = torch.cuda.device_count(), torch.backends.mps.is_available()
-    if wanted == "auto":
-        return torch.device("cuda" if cuda else "mps" if mps else "cpu")
-    try:
-        device = torch.device(wanted)
-    except RuntimeError:
-        device = None
-    there = ["cpu"] + (["mps"] if mps else []) + [f"cuda:{i}" for i in range(cuda)]
-    absent = (
-        device is None or (device.type == "cuda" and (device.index or 0) >= cuda) or (device.type == "mps" and not mps)
-    )
-    if absent or device.type not in ("cpu", "cuda", "mps"):
+    there = [f"cuda:{i}" for i in range(cuda)] + ["mps"] * mps + ["cpu"]
+    if wanted in ("auto", "cuda" if cuda else "auto"):
+        return torch.device(there[0])
+    if wanted not in there:
         raise ValueError(f"device={wanted!r} does not exist here; there are auto, {', '.join(there)}")
-    return device
+    return torch.device(wanted)
 
 
 def mixed_precision(amp_dtype: str | None, device: torch.device) -> torch.dtype | None:
@@ -126,10 +119,13 @@ def seed_everything(seed: int) -> None:
 
 def random_state() -> dict[str, object]:
     """The state of every generator, in plain types."""
-    kind, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002
+    numpy = np.random.get_state(legacy=False)  # noqa: NPY002
     state: dict[str, object] = {
         "python": list(random.getstate()),
-        "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, gauss],
+        "numpy": {
+            **numpy,
+            "state": {"key": torch.from_numpy(numpy["state"]["key"].astype(np.int64)), "pos": numpy["state"]["pos"]},
+        },
         "torch": torch.get_rng_state(),
     }
     if torch.cuda.is_initialized():
@@ -141,8 +137,9 @@ def restore_random_state(state: dict) -> None:
     """Put every generator back to a state of `random_state`."""
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))
-    kind, keys, *rest = state["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
+    numpy = state["numpy"]
+    key = numpy["state"]["key"].numpy().astype(np.uint32)
+    np.random.set_state({**numpy, "state": {"key": key, "pos": numpy["state"]["pos"]}})  # noqa: NPY002
     torch.set_rng_state(state["torch"])
     if "cuda" in state and torch.cuda.device_count() == len(state["cuda"]):
         torch.cuda.set_rng_state_all(state["cuda"])

@@ -155,7 +155,7 @@ def resume(path: Path, parts: Parts, state: RunState) -> list[str]:
         setattr(state.stopping, name, value)
     fresh = _resume_optimizer(content, parts)
     if parts.ema is not None:
-        fresh += _resume_ema(checkpoint, parts)
+        fresh += _resume_ema(checkpoint, parts.ema, parts.model)
     if "scaler" in content and parts.runtime.scaler.is_enabled():
         parts.runtime.scaler.load_state_dict(content["scaler"])
     if "rng" in content:
@@ -186,14 +186,14 @@ def _resume_optimizer(content: dict[str, Any], parts: Parts) -> list[str]:
     return []
 
 
-def _resume_ema(checkpoint: Checkpoint, parts: Parts) -> list[str]:
+def _resume_ema(checkpoint: Checkpoint, ema: ModelEma, live: nn.Module) -> list[str]:
     averaged = checkpoint.content.get("ema_model")
     if averaged is None:
-        parts.ema.module.load_state_dict(parts.model.state_dict())
+        ema.module.load_state_dict(live.state_dict())
         return ["weight average"]
-    parts.ema.module.load_state_dict(to_internal(averaged)[0])
-    parts.ema.updates = int(checkpoint.content.get("ema_updates", 0))
-    parts.ema.steps = parts.ema.updates * parts.ema.interval
+    ema.module.load_state_dict(to_internal(averaged)[0])
+    ema.updates = int(checkpoint.content.get("ema_updates", 0))
+    ema.steps = ema.updates * ema.interval
     return []
 
 

@@ -1,0 +1,55 @@
+"""The demo's command: what it prints, what it leaves, and what it refuses."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from tests.tiny import MODEL
+
+from rfdetr import cli, demo
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The demo at a hundredth of its size, in an empty folder."""
+    monkeypatch.setattr(demo, "FRESH_MODEL", {**MODEL, "resolution": 64})
+    monkeypatch.setattr(demo, "FRESH_PICTURES", {"train": 8, "valid": 4, "test": 48})
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_last_line_is_the_result(short: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["demo", "--epochs", "1"]) == 0
+    last = capsys.readouterr().out.strip().splitlines()[-1]
+    assert re.fullmatch(r"demo: box AP50 \d\.\d\d on 48 held-out pictures after \d+ min \d+ s", last)
+    assert (short / "demo" / "run" / "checkpoint_best_total.pth").is_file()
+    with Image.open(short / "demo" / "pictures" / "all.png") as sheet:
+        assert sheet.width > 1000
+    assert len(list((short / "demo" / "pictures").glob("test_*.png"))) == 12
+    # Again: the demo's own folder may be written over.
+    assert cli.main(["demo", "--epochs", "1"]) == 0
+
+
+def test_a_folder_of_the_user_is_left_alone(short: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (short / "mine").mkdir()
+    assert cli.main(["demo", "--output", "mine"]) == 1
+    assert "mine exists and was not written by a demo" in capsys.readouterr().err
+    assert list((short / "mine").iterdir()) == []
+
+
+def test_missing_weights_are_one_line(short: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["demo", "--weights", "nowhere/else.pth"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("rfdetr: error: ")
+    assert "nowhere/else.pth" in error
+    assert len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize("arguments", [[], ["dance"], ["demo", "--task", "dance"]])
+def test_wrong_usage_exits_with_two(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(arguments)
+    assert stopped.value.code == 2
