@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -27,6 +28,8 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0 done, 1 it failed, 2 wrong usage, 130 interrupted."""
     options = build_parser().parse_args(arguments)
+    # Threads that wait by spinning starve each other when something else uses the cores. It is read when PyTorch loads.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         from rfdetr.demo import run_demo
 

@@ -20,16 +20,16 @@ EXTRAS = {
 
 
 def require(name: str) -> ModuleType:
-    """Import an optional package.
+    """Import an optional package, or a module such as `torch.utils.tensorboard` that needs one.
 
     Raises:
         ImportError: it is not installed; the message says what needs it and the pip command.
     """
-    package = name.split(".", maxsplit=1)[0]
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        if error.name != package and not (error.name or "").startswith(package + "."):
+        missing = (error.name or "").split(".", maxsplit=1)[0]
+        if missing not in EXTRAS:
             raise
-        extra, purpose = EXTRAS[package]
-        raise ImportError(f'{purpose} needs {package}: pip install "rfdetr[{extra}]"') from error
+        extra, purpose = EXTRAS[missing]
+        raise ImportError(f'{purpose} needs {missing}: pip install "rfdetr[{extra}]"') from error

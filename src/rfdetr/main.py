@@ -40,6 +40,7 @@ class Model:
         self.stop_early = False
         self.class_names: list[str] = []
         self.first_label = 0
+        self.raw_labels: list[int] | None = None
         self._trust = trust_checkpoint
         self._trained = False
         self._lock = threading.Lock()
@@ -80,6 +81,7 @@ class Model:
         load.load_weights(self.model, weights, path)
         first = self.config.first_label
         self._name_classes(checkpoint.class_names, checkpoint.first_label if first is None else first)
+        self.raw_labels = checkpoint.args.get("class_labels")
 
     def _with_fresh(self, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Start values, replaced by what fits of a file whose architecture was changed deliberately."""
@@ -98,18 +100,25 @@ class Model:
         """Whether labels are COCO category ids: more classes than names, and the names are COCO's."""
         return self.config.num_classes > len(self.class_names) and self.class_names == COCO_CLASS_NAMES
 
+    @property
+    def class_labels(self) -> list[int]:
+        """The label of each class name: its place, unless category ids are the labels."""
+        if self.raw_labels is not None:
+            return self.raw_labels
+        return list(COCO_CLASSES) if self.is_coco else [self.first_label + i for i in range(len(self.class_names))]
+
     def name_of_label(self) -> list[str]:
         """A name for every output of the class head: "" where there is none."""
-        rows = self.config.num_classes + 1
-        if self.is_coco:
-            return [COCO_CLASSES.get(label, "") for label in range(rows)]
-        named = dict(enumerate(self.class_names, self.first_label))
-        named.setdefault(0 if self.first_label else rows - 1, "__background__")
-        return [named.get(label, "") for label in range(rows)]
+        named = dict(zip(self.class_labels, self.class_names, strict=False))
+        if (hidden := self.hidden_label()) is not None:
+            named.setdefault(hidden, "__background__")
+        return [named.get(label, "") for label in range(self.config.num_classes + 1)]
 
     def hidden_label(self) -> int | None:
-        """The output that no training ever makes a positive and that is not reported; None for COCO's heads."""
-        return None if self.is_coco else 0 if self.first_label else self.config.num_classes
+        """The output that is no class and not reported; None where category ids are the labels, as in COCO's heads."""
+        if self.raw_labels is not None or self.is_coco:
+            return None
+        return 0 if self.first_label else self.config.num_classes
 
     @property
     def resolution(self) -> int:
@@ -169,7 +178,7 @@ class Model:
         self.stop_early, self._trained = False, True
         self._fit_head(job.num_classes)
         best = run(self, config, job, callbacks)
-        self.class_names, self.first_label = list(job.class_names), 0
+        self.class_names, self.first_label, self.raw_labels = list(job.class_names), 0, job.raw_labels
         if best is not None:
             self.load_weights(best)
         self.model.eval()

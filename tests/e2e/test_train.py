@@ -225,3 +225,29 @@ def test_a_split_without_objects_trains_and_evaluates(data: Path, tmp_path: Path
     with pytest.warns(UserWarning, match="without any object"):
         model = train(empty, tmp_path / "out", epochs=1)
     assert len(model.predict(np.zeros((40, 40, 3), np.uint8), threshold=0.99)) == 0
+
+
+def test_category_ids_as_labels_stay_what_they_are(data: Path, tmp_path: Path) -> None:
+    tree = tmp_path / "coco"
+    (tree / "annotations").mkdir(parents=True)
+    for split, name in (("train", "train2017"), ("valid", "val2017")):
+        (tree / name).symlink_to(data / split)
+        document = json.loads((data / split / "_annotations.coco.json").read_text())
+        for entry in document["categories"]:
+            entry["id"] *= 3
+        for entry in document["annotations"]:
+            entry["category_id"] *= 3
+        (tree / "annotations" / f"instances_{name}.json").write_text(json.dumps(document))
+    train(tree, tmp_path / "out", epochs=1, dataset_file="coco")
+    model = rfdetr.from_checkpoint(tmp_path / "out" / "checkpoint_best_total.pth")
+    assert model.model_config.num_classes == 12
+    assert model.model.class_labels == [3, 6, 9, 12]
+    named = {i: name for i, name in enumerate(model.model.name_of_label()) if name}
+    assert named == {3: "circle", 6: "square", 9: "triangle", 12: "star"}
+
+
+def test_a_second_train_starts_again(data: Path, tmp_path: Path) -> None:
+    model = train(data, tmp_path / "first", epochs=1)
+    with pytest.warns(UserWarning, match="starts again from pretrain_weights"):
+        train(data, tmp_path / "second", model, epochs=1)
+    assert (tmp_path / "second" / "checkpoint_best_total.pth").is_file()

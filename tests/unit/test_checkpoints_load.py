@@ -74,7 +74,9 @@ def opened(path: Path, **options: Any) -> Any:
 
 def same_weights(model: Any, weights: dict[str, torch.Tensor]) -> bool:
     found = published_weights(model.model.model.state_dict())
-    return found.keys() == weights.keys() and all(torch.equal(found[name], weights[name]) for name in found)
+    return found.keys() == weights.keys() and all(
+        found[name].dtype == weights[name].dtype and torch.equal(found[name], weights[name]) for name in found
+    )
 
 
 # Layouts
@@ -99,7 +101,7 @@ LAYOUTS: dict[str, Callable[[dict], dict]] = {
         "hyper_parameters": vars(old_args()),
     },
     "data parallel": lambda w: {"model": {f"module.{n}": t for n, t in w.items()}, "args": old_args()},
-    "half precision": lambda w: {"model": {n: t.double() for n, t in w.items()}, "args": old_args()},
+    "double precision": lambda w: {"model": {n: t.double() for n, t in w.items()}, "args": old_args()},
     "without the keypoint mask": lambda w: {
         "model": {n: t for n, t in w.items() if n != "_kp_active_mask"},
         "args": old_args(),
@@ -117,7 +119,7 @@ def test_every_layout_gives_the_same_model(layout, zipped, weights, tmp_path):
     assert same_weights(model, weights)
     assert model.class_names == NAMES
     assert (path.read_bytes(), path.stat().st_mtime_ns) == before
-    assert os.listdir(tmp_path) == ["any.pth"]
+    assert [one.name for one in tmp_path.iterdir()] == ["any.pth"]
 
 
 @pytest.mark.parametrize("module", ["pathlib", "pathlib._local"])
@@ -368,6 +370,34 @@ def test_fitting_a_file_to_its_own_configuration_changes_nothing(file, tiny):
     assert all(torch.equal(fitted[name], tensor) for name, tensor in state.items())
 
 
+def test_adapters_of_the_encoder_are_merged(file, weights):
+    torch.manual_seed(3)
+    linear, adapted = f"{BLOCK}.attention.attention.value", {}
+    for name, tensor in weights.items():
+        name = name.replace("backbone.0.encoder.", "backbone.0.encoder.base_model.model.", 1)
+        for part in (".weight", ".bias"):
+            if name.endswith(f"attention.value{part}"):
+                name = name.removesuffix(part) + ".base_layer" + part
+        adapted[name] = tensor
+    for layer in range(6):
+        stem = linear.replace("layer.0", f"layer.{layer}")
+        there = stem.replace("backbone.0.encoder.", "backbone.0.encoder.base_model.model.", 1)
+        adapted[f"{there}.lora_A.default.weight"] = torch.randn(16, 192)
+        adapted[f"{there}.lora_B.default.weight"] = torch.randn(192, 16) if layer == 0 else torch.zeros(192, 16)
+        adapted[f"{there}.lora_magnitude_vector.default.weight"] = weights[f"{stem}.weight"].norm(dim=1)
+    merged = published_weights(opened(file(model=adapted)).model.model.state_dict())
+    there = linear.replace("backbone.0.encoder.", "backbone.0.encoder.base_model.model.", 1)
+    down, up = (adapted[f"{there}.lora_{part}.default.weight"] for part in "AB")
+    expected = weights[f"{linear}.weight"] + up @ down
+    for row, before in zip(expected, weights[f"{linear}.weight"], strict=True):
+        row.mul_(before.norm() / row.norm())
+    with pytest.raises(ValueError, match=r"own\.pth: an adapter is incomplete: .*layer\.2\."):
+        opened(file(model={name: t for name, t in adapted.items() if "layer.2" not in name or "lora_B" not in name}))
+    assert merged.keys() == weights.keys()
+    for name, tensor in merged.items():
+        torch.testing.assert_close(tensor, expected if name == f"{linear}.weight" else weights[name], rtol=0, atol=1e-6)
+
+
 # What the file restores
 
 
@@ -500,7 +530,7 @@ def test_a_file_of_another_size_is_an_error_that_names_its_class(cls, key, right
 
 def test_a_stored_name_contradicts_a_class_of_equal_structure_unless_the_resolution_is_given(file):
     path = file(model_name="RFDETRSmall")
-    with pytest.raises(ValueError, match="does not hold RFDETRNano. It holds RFDETRSmall"):
+    with pytest.raises(ValueError, match=r"does not hold RFDETRNano\. It holds RFDETRSmall"):
         rfdetr.RFDETRNano(pretrain_weights=path, device="cpu")
     assert opened(path, resolution=64).model_config.model_name == "RFDETRNano"
 
@@ -576,3 +606,14 @@ def test_saving_then_opening_gives_the_same_detections(tiny, tmp_path):
 
 def test_the_configuration_class_is_the_one_of_the_size(file):
     assert type(opened(file()).model_config) is RFDETRNanoConfig
+
+
+def test_large_takes_a_file_of_the_first_large_whatever_name_it_carries(tmp_path):
+    path = variant_file("large-deprecated", tmp_path / "old.pth", model_name="RFDETRLarge")
+    with pytest.warns(PretrainWeightsCompatibilityWarning, match="first Large"):
+        assert rfdetr.RFDETRLarge(pretrain_weights=path, group_detr=1).model_config.hidden_dim == 384
+
+
+def test_a_configuration_without_a_class_name_still_refuses_another_size(variant_files):
+    with pytest.raises(ValueError, match="It holds RFDETRSmall"):
+        Model(RFDETRNanoConfig(pretrain_weights=str(variant_files["small"])))

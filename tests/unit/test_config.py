@@ -15,9 +15,10 @@ from rfdetr.config import ModelConfig, RFDETRBaseConfig, RFDETRMediumConfig, RFD
 from rfdetr.variants import VARIANTS
 
 FIELDS = (
-    "resolution patch_size num_windows positional_encoding_size out_feature_indexes projector_scale hidden_dim "
-    "sa_nheads ca_nheads dec_n_points dec_layers num_queries num_select encoder pretrain_weights"
-).split()
+    *("resolution", "patch_size", "num_windows", "positional_encoding_size", "out_feature_indexes", "projector_scale"),
+    *("hidden_dim", "sa_nheads", "ca_nheads", "dec_n_points", "dec_layers", "num_queries", "num_select", "encoder"),
+    "pretrain_weights",
+)
 OLD, NEW = [2, 5, 8, 11], [3, 6, 9, 12]
 SMALL, WIDE = "dinov2_windowed_small", "dinov2_windowed_base"
 SIZES = {

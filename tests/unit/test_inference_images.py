@@ -179,7 +179,7 @@ def test_a_damaged_file_is_named_with_its_position(tmp_path):
     (tmp_path / "cut.png").write_bytes(png()[:-30])
     with Image.open(tmp_path / "cut.png") as opened:
         for image in (tmp_path / "cut.png", opened):
-            with pytest.raises(UnidentifiedImageError, match="picture 1 of the list.*cannot be decoded"):
+            with pytest.raises(UnidentifiedImageError, match=r"picture 1 of the list.*cannot be decoded"):
                 load_images([RGB, image])
     with pytest.raises(UnidentifiedImageError, match=r"cut\.png"):
         load_images(tmp_path / "cut.png")
@@ -205,6 +205,7 @@ def test_one_picture_is_told_from_many(given, count, single):
 def test_the_range_is_checked_with_its_ends_allowed():
     for ends in (np.array([0.0, 1.0], np.float32), np.array([0.0, 1.0])):
         assert load_image(np.resize(ends, (H, W, 3)), "x").max() == 1
+    assert load_image(np.full((H, W, 3), 65535, np.uint16), "x").max() == 1
     with pytest.raises(ValueError, match="above 1"):
         load_image(np.full((H, W, 3), np.float32(1.0001)), "x")
 

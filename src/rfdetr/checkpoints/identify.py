@@ -100,8 +100,8 @@ def _by_origin(checkpoint: Checkpoint, keys: list[str]) -> list[str]:
 
 def _position_gap(checkpoint: Checkpoint, key: str) -> int:
     side = round((checkpoint.weights[f"{_ENCODER}.embeddings.position_embeddings"].shape[1] - 1) ** 0.5)
-    row = VARIANTS[key].config_defaults()
-    return abs(int(row["positional_encoding_size"]) - side)
+    row = VARIANTS[key]
+    return abs((row.position_side or row.resolution // row.patch_size) - side)
 
 
 def class_name(key: str) -> str:
@@ -117,12 +117,12 @@ def adopt(config: ModelConfig, checkpoint: Checkpoint) -> ModelConfig:
     Raises:
         ValueError: the file holds another size or task than the class; the message names the right class.
     """
-    if config.variant == "large" and structure(checkpoint) == _row_structure(VARIANTS["large-deprecated"]):
-        config = _first_large(config, checkpoint)
     named = _named_size(checkpoint)
-    own = config.variant in (None, named) or checkpoint.model_name == config.model_name
+    if config.variant == "large" and structure(checkpoint) == _row_structure(VARIANTS["large-deprecated"]):
+        config, named = _first_large(config, checkpoint), "large-deprecated"
+    own = config.variant in (None, named) or checkpoint.model_name in ({config.model_name} - {None})
     # Sizes that differ in the resolution alone may start from each other's files where the user states it.
-    if named and not own and not config.is_explicit("resolution"):
+    if config.variant and named and not own and not config.is_explicit("resolution"):
         wanted = config.model_name or class_name(config.variant)
         raise ValueError(f"checkpoint {checkpoint.path} does not hold {wanted}. {_advice(checkpoint)}")
     changed = differing(config, checkpoint)
@@ -141,8 +141,9 @@ def _first_large(config: ModelConfig, checkpoint: Checkpoint) -> ModelConfig:
         PretrainWeightsCompatibilityWarning,
         stacklevel=7,
     )
-    given = {name: value for name, value in config.model_dump().items() if config.is_explicit(name)}
-    return RFDETRLargeDeprecatedConfig(**{**given, "model_name": class_name("large-deprecated")})
+    given: dict[str, Any] = {name: value for name, value in config.model_dump().items() if config.is_explicit(name)}
+    given["model_name"] = class_name("large-deprecated")
+    return RFDETRLargeDeprecatedConfig(**given)
 
 
 def _with_position_side(config: ModelConfig, adopted: dict[str, Any]) -> dict[str, Any]:

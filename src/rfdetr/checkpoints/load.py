@@ -25,6 +25,8 @@ _CLASS_HEADS = ("class_embed.", "transformer.enc_out_class_embed.")
 _QUERY_TABLES = ("refpoint_embed.weight", "query_feat.weight")
 _POSITIONS = "backbone.0.encoder.encoder.embeddings.position_embeddings"
 _PATCHES = "backbone.0.encoder.encoder.embeddings.patch_embeddings.projection.weight"
+_ENCODER = "backbone.0.encoder."
+_ADAPTED = _ENCODER + "base_model.model."
 # Every RF-DETR has these, and their shapes tell most of what it is.
 _ESSENTIAL = ("class_embed.weight", "class_embed.bias", *_QUERY_TABLES, _POSITIONS, _PATCHES)
 
@@ -65,7 +67,7 @@ class Checkpoint:
         """Label of the first name: 1 in files of releases 1.2 to 1.4, whose row 0 was never trained, else 0."""
         old = self.namespace_args and not self.model_name and not self.model_config
         names = self.class_names
-        return 1 if old and names and len(names) == self.class_rows - 1 and names != COCO_CLASS_NAMES else 0
+        return 1 if old and names and len(names) == self.class_rows - 1 else 0
 
 
 class _TextPath(str):
@@ -133,6 +135,10 @@ def read_checkpoint(path: str | Path, trust: bool = False) -> Checkpoint:
         weights = _lightning_weights(path, content)
         args = args if args is not None else content.get("hyper_parameters")
     weights = {_bare_name(str(name)): tensor for name, tensor in weights.items() if isinstance(tensor, Tensor)}
+    try:
+        weights = merge_adapters(weights)
+    except ValueError as error:
+        raise ValueError(f"checkpoint {path}: {error}") from None
     absent = [name for name in _ESSENTIAL if name not in weights]
     if absent:
         raise ValueError(f"checkpoint {path} holds no RF-DETR: it has no tensor {', '.join(absent)}")
@@ -166,6 +172,27 @@ def _lightning_weights(path: Path, content: Mapping[str, Any]) -> dict[str, Tens
     if not found:
         raise ValueError(f"checkpoint {path}: no entry of 'state_dict' starts with 'model.'")
     return found
+
+
+def merge_adapters(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Plain encoder weights of a file with adapters (DoRA, arXiv 2402.09353); other files stay as they are.
+
+    Row r of the merged matrix is row r of W + B A, scaled to the adapter's magnitude r.
+    """
+    if not any(name.startswith(_ADAPTED) for name in weights):
+        return weights
+    merged = {}
+    for name, tensor in weights.items():
+        stem = name.removesuffix(".base_layer.weight")
+        if stem != name:
+            parts = [f"{stem}.lora_{part}.default.weight" for part in ("A", "B", "magnitude_vector")]
+            if absent := [part for part in parts if part not in weights]:
+                raise ValueError(f"an adapter is incomplete: {_shortened(absent)} is missing")
+            down, up, magnitude = (weights[part].float() for part in parts)
+            tensor = magnitude.unsqueeze(1) * torch.nn.functional.normalize(tensor.float() + up @ down, dim=1)
+        if ".lora_" not in name:
+            merged[name.replace(_ADAPTED, _ENCODER, 1).replace(".base_layer.", ".")] = tensor
+    return merged
 
 
 def resize_rows(tensor: Tensor, rows: int) -> Tensor:

@@ -99,8 +99,8 @@ def internal_name(published: str) -> tuple[str, int | None, bool] | None:
             name = internal.format(**numbers) + numbers["rest"]
             if "g" in numbers:
                 return name, int(numbers["g"]), True
-            if "part" in numbers:
-                return name, _CHOICE.search(template)[1].split(",").index(numbers["part"]), False
+            if choice := _CHOICE.search(template):
+                return name, choice[1].split(",").index(numbers["part"]), False
             return name, None, False
     return None
 
@@ -177,4 +177,5 @@ def to_published(internal: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _is_stacked(internal: str) -> bool:
-    return internal_name(published_names(internal)[0])[2]
+    row = internal_name(published_names(internal)[0])
+    return row is not None and row[2]

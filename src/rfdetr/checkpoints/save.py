@@ -21,7 +21,7 @@ def replacing(path: Path, mode: str = "wb") -> Iterator[IO]:
     """A file to write beside `path`; it takes its place, synced, only when the block ends without an error."""
     part = path.with_name(path.name + ".part")
     try:
-        with part.open(mode, **({} if "b" in mode else {"encoding": "utf-8"})) as handle:
+        with part.open(mode, encoding=None if "b" in mode else "utf-8") as handle:
             yield handle
             handle.flush()
             os.fsync(handle.fileno())
@@ -46,9 +46,12 @@ def plain(value: Any, where: str = "") -> Any:
     if value is None or isinstance(value, bool | Tensor):
         return value
     # Subclasses, such as NumPy's numbers and enums, become what they are made of: the safe reader refuses them.
-    for kind, convert in ((int, int), (float, float), (str, str.__str__)):
-        if isinstance(value, kind):
-            return convert(value)
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        return float(value)
+    if isinstance(value, str):
+        return str.__str__(value)
     if isinstance(value, Mapping):
         return {key: plain(item, f"{where}.{key}") for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):

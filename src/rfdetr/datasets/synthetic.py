@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import colorsys
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +11,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 SHAPES = ("circle", "square", "triangle", "star")
+# Middle of the hues of each shape, in turns: as with road signs, colour and outline go together.
+HUES = {"circle": 0.0, "square": 0.6, "triangle": 0.15, "star": 0.35}
 # Pictures are drawn larger and reduced, which smooths the edges.
 _OVERSAMPLE = 3
 
@@ -40,13 +43,19 @@ def draw_picture(
         # Later shapes lie on top, so one that would hide another is left out.
         if len(boxes) and _covered(boxes, box).max() > 0.3:
             continue
-        colour = tuple(int(c) for c in rng.integers(0, 256, 3))
-        pen.polygon([tuple(point * _OVERSAMPLE) for point in points], fill=colour)
+        pen.polygon([tuple(point * _OVERSAMPLE) for point in points], fill=_colour(rng, shapes[label]))
         boxes = np.concatenate((boxes, box[None]))
         objects.append((label, points))
     small = canvas.resize((width, height), Image.Resampling.BOX)
     noise = rng.normal(0, 6, (height, width, 3))
     return Image.fromarray(np.clip(np.asarray(small) + noise, 0, 255).astype(np.uint8)), objects
+
+
+def _colour(rng: np.random.Generator, shape: str) -> tuple[int, int, int]:
+    """A colour near the hue of a shape, from dull to bright."""
+    hue = (HUES[shape] + rng.uniform(-0.05, 0.05)) % 1.0
+    red, green, blue = colorsys.hsv_to_rgb(hue, rng.uniform(0.5, 1.0), rng.uniform(0.5, 1.0))
+    return round(255 * red), round(255 * green), round(255 * blue)
 
 
 def _background(rng: np.random.Generator, height: int, width: int) -> Image.Image:

@@ -155,6 +155,6 @@ def check_shape(shape: Sequence[int], block: int) -> tuple[int, int]:
         ValueError: anything else; the message names the block.
     """
     sides = tuple(shape) if isinstance(shape, Sequence) and not isinstance(shape, str) else (shape,)
-    if len(sides) != 2 or any(isinstance(s, bool) or not isinstance(s, Integral) or s <= 0 or s % block for s in sides):
+    if len(sides) != 2 or any(not isinstance(s, Integral) or s <= 0 or s % block for s in sides):
         raise ValueError(f"shape={shape!r} must be (height, width), both multiples of {block} (patch size x windows)")
     return int(sides[0]), int(sides[1])

@@ -49,6 +49,12 @@ class Job:
     class_names: list[str]
 
     @property
+    def raw_labels(self) -> list[int] | None:
+        """Label of each class name where the data set's category ids are the labels."""
+        categories = self.train.categories
+        return list(categories.labels) if categories.raw_ids else None
+
+    @property
     def num_classes(self) -> int:
         """Classes that the head must have."""
         return self.train.categories.num_classes
@@ -179,7 +185,7 @@ def _build_run(
         ).to(device),
         postprocess=postprocess,
         progress=Progress(config.progress_bar),
-        description=description(model.config, job.class_names, config.model_dump()),
+        description=description(model.config, job.class_names, {**config.model_dump(), "class_labels": job.raw_labels}),
     )
 
 
