@@ -6,7 +6,6 @@ step, and what they reach for outside (a picture on the web, a camera, a window)
 
 from __future__ import annotations
 
-import hashlib
 import io
 import re
 import sys
@@ -18,21 +17,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
+from tests.small_world import shrink
 from tests.tiny import tiny_data
 
 from rfdetr import RFDETRBase
-from rfdetr.checkpoints import download
-from rfdetr.checkpoints.save import description, published_weights, save_checkpoint
-from rfdetr.datasets.loader import TrainOrder
-from rfdetr.variants import VARIANTS, Variant
 
 GUIDES = Path(__file__).parents[1] / "data" / "seeds"
-TINY_BASE = Variant(
-    "detect", "rfdetr-base", 28, 14, 1, 2, 10, "rf-detr-base.pth",
-    encoder="dinov2_windowed_tiny", taps=(2, 4), hidden_dim=32, heads=(4, 4),
-)  # fmt: skip
 
 
 def fenced_blocks(text: str) -> list[str]:
@@ -58,7 +49,8 @@ def blocks() -> Iterator[Any]:
     }
     for guide, codes in found.items():
         for number, code in enumerate(codes):
-            yield pytest.param(code, id=f"{guide}-{number}")
+            marks = [pytest.mark.slow] if "epochs=50" in code else []
+            yield pytest.param(code, id=f"{guide}-{number}", marks=marks)
 
 
 @pytest.fixture(scope="module")
@@ -72,18 +64,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def small_world(place: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(VARIANTS, "base", TINY_BASE)
-    monkeypatch.setattr(TrainOrder, "min_steps", 1)
-    monkeypatch.setenv("RF_HOME", str(place / "cache"))
-    weights = place / "cache" / "rf-detr-base.pth"
-    if not weights.exists():
-        weights.parent.mkdir()
-        torch.manual_seed(0)
-        model = RFDETRBase(pretrain_weights=None)
-        about = description(model.model_config, model.class_names)
-        save_checkpoint(weights, {"model": published_weights(model.model.model.state_dict()), **about})
-    known = ("nowhere", hashlib.md5(weights.read_bytes()).hexdigest())
-    monkeypatch.setitem(download.PUBLISHED, weights.name, known)
+    shrink("base", place / "cache", monkeypatch)
     if not (place / "checkpoint.pth").exists():
         # A run of one epoch, for the scripts that go on with a checkpoint.
         RFDETRBase().train(

@@ -1,0 +1,41 @@
+"""Write docs/options.md, the reference of all options, from `rfdetr.config`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic_core import PydanticUndefined
+
+from rfdetr.config import ModelConfig, Options, TrainConfig
+
+PAGE = Path(__file__).parent / "options.md"
+HEAD = """# Options
+
+Generated from `rfdetr/config.py` by `make docs`.
+
+Options of the model go to the constructor, `RFDETRNano(resolution=512)`; where a size has its own value, the table of
+sizes in the README wins over the default here. Options of a run go to `train()`. Unknown names are errors.
+"""
+
+
+def table(config: type[Options]) -> str:
+    """One row per option."""
+    rows = ["| option | default | meaning |", "|---|---|---|"]
+    for name, field in config.model_fields.items():
+        rows.append(f"| `{name}` | {default(field.default)} | {field.description} |")
+    return "\n".join(rows)
+
+
+def default(value: Any) -> str:
+    """A default as code."""
+    return "required" if value is PydanticUndefined else f"`{value!r}`".replace("'", '"')
+
+
+def page() -> str:
+    """The whole page."""
+    return f"{HEAD}\n## Model\n\n{table(ModelConfig)}\n\n## Training\n\n{table(TrainConfig)}\n"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
