@@ -93,20 +93,25 @@ def predict(size: str, height: int, width: int, best: bool = False) -> dict:
 
 
 def prepare_step(size: str, weights: str) -> dict:
-    """Model, losses, AdamW in one group (the cheapest way for either package) and an average."""
+    """Model, losses, optimiser and average: ours as a run sets them up, the published ones with AdamW's foreach."""
     model = make_model(size, weights)
     net = model.model.model.train()
+    parameters = [p for p in net.parameters() if p.requires_grad]
     if OURS:
         from rfdetr.models.criterion import Criterion, loss_weights
+        from rfdetr.training.optim import Rates, build_optimizer
+        from rfdetr.training.runtime import keeping_memory
 
         criterion = Criterion(loss_weights(model.model_config.dec_layers), 13).train()
+        optimizer = build_optimizer(net, Rates(1e-6, 1e-6, 1e-4, 0.8, 0.7, 12), fused=True)
+        state["memory"] = contextlib.ExitStack()
+        state["memory"].enter_context(keeping_memory(torch.device("cpu")))
     else:
         from rfdetr.config import TrainConfig
         from rfdetr.models import build_criterion_from_config
 
         criterion = build_criterion_from_config(model.model_config, TrainConfig(dataset_dir="."))[0].train()
-    parameters = [p for p in net.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=1e-6, foreach=True)
+        optimizer = torch.optim.AdamW(parameters, lr=1e-6, foreach=True)
     state["step", size] = net, criterion, optimizer, parameters, [p.detach().clone() for p in parameters]
     return {}
 
@@ -132,7 +137,7 @@ def step(size: str, batch: int, resolution: int) -> dict:
         optimizer.zero_grad()
         torch._foreach_lerp_(average, [p.detach() for p in parameters], 0.01)
 
-    return {**timed(one), "loss": float(losses["loss_ce"])}
+    return {**timed(one), "loss": losses["loss_ce"].item()}
 
 
 def prepare_loader(folder: str, workers: int) -> dict:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,23 +40,24 @@ class NestedTensor:
         return NestedTensor(self.tensors.pin_memory(), None if self.mask is None else self.mask.pin_memory())
 
 
-Batch = tuple[NestedTensor, list[dict[str, Tensor]]]
+Batch = tuple[NestedTensor, list[dict[str, Any]]]
 
 
 def collate(samples: list[Sample], block: int = 1) -> Batch:
     """Stack pictures (H, W, C); different sizes are padded at the bottom and right to a multiple of `block`."""
-    images = [torch.from_numpy(np.ascontiguousarray(image)) for image, _ in samples]
-    targets = [{key: torch.from_numpy(value) for key, value in target.items()} for _, target in samples]
-    height = max(-(-len(image) // block) * block for image in images)
-    width = max(-(-image.shape[1] // block) * block for image in images)
-    if all(image.shape[:2] == (height, width) for image in images):
-        return NestedTensor(torch.stack(images).permute(0, 3, 1, 2), None), targets
-    padded = images[0].new_zeros(len(images), height, width, images[0].shape[2])
+    # Resized pictures lie plane by plane in memory, so this order is the one that costs no copy.
+    images = [torch.from_numpy(image).permute(2, 0, 1) for image, _ in samples]
+    # Arrays, not tensors: each tensor that leaves a loading process costs a shared memory file.
+    targets = [target for _, target in samples]
+    height, width = (max(-(-image.shape[axis] // block) * block for image in images) for axis in (1, 2))
+    if all(image.shape[1:] == (height, width) for image in images):
+        return NestedTensor(torch.stack(images), None), targets
+    padded = images[0].new_zeros(len(images), len(images[0]), height, width)
     mask = torch.ones(len(images), height, width, dtype=torch.bool)
     for place, free, image in zip(padded, mask, images, strict=True):
-        place[: image.shape[0], : image.shape[1]] = image
-        free[: image.shape[0], : image.shape[1]] = False
-    return NestedTensor(padded.permute(0, 3, 1, 2), mask), targets
+        place[:, : image.shape[1], : image.shape[2]] = image
+        free[: image.shape[1], : image.shape[2]] = False
+    return NestedTensor(padded, mask), targets
 
 
 def split(batch: Batch, parts: int) -> Iterator[Batch]:

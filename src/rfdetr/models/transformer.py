@@ -167,7 +167,7 @@ class DecoderLayer(nn.Module):
         mask, ratios = (None, None) if padding is None else (padding.mask, padding.ratios)
         read = self.cross_attention(queries + position, reference, memory, shapes, mask, ratios)
         queries = self.norm2(queries + read)
-        return self.norm3(queries + self.mlp_out(F.relu(self.mlp_in(queries), inplace=True)))
+        return self.norm3(queries + self.mlp_out(F.relu(self.mlp_in(queries))))
 
 
 class Decoder(nn.Module):

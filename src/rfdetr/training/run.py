@@ -30,7 +30,7 @@ from rfdetr.training.loggers import Sink, TextLog, finite, open_sinks
 from rfdetr.training.metrics import epoch_metrics, epoch_stats, one_line
 from rfdetr.training.optim import Rates, build_optimizer, lr_factor
 from rfdetr.training.progress import Progress
-from rfdetr.training.runtime import Runtime, mixed_precision, refuse_many_processes, seed_everything
+from rfdetr.training.runtime import Runtime, keeping_memory, mixed_precision, refuse_many_processes, seed_everything
 from rfdetr.training.state import EarlyStopping, Parts, RunState
 
 if TYPE_CHECKING:
@@ -106,6 +106,11 @@ class Run:
 
 def run(model: Model, config: TrainConfig, job: Job, callbacks: Callbacks) -> Path | None:
     """Train `model` and return the file with the best weights; None when a resumed run was already finished."""
+    with keeping_memory(model.device):
+        return _run(model, config, job, callbacks)
+
+
+def _run(model: Model, config: TrainConfig, job: Job, callbacks: Callbacks) -> Path | None:
     folder = Path(config.output_dir)
     seed = secrets.randbelow(2**31) if config.seed is None else config.seed
     seed_everything(seed)
@@ -161,7 +166,7 @@ def _build_run(
         model.config.out_feature_indexes[-1],
     )
     runtime = Runtime(device, amp)
-    optimizer = build_optimizer(module, rates, fused=device.type == "cuda" and not runtime.scaler.is_enabled())
+    optimizer = build_optimizer(module, rates, fused=device.type != "mps" and not runtime.scaler.is_enabled())
     factor = lr_factor(
         config.lr_scheduler, steps, config.epochs, config.warmup_epochs, config.lr_drop, config.lr_min_factor
     )

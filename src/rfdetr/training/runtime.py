@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
+import platform
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -62,13 +64,15 @@ class Runtime:
         return torch.autocast(self.device.type, dtype=self.amp, enabled=self.amp is not None)
 
     def to_device(self, batch: Batch) -> Batch:
-        """A batch on the device, normalised; padding is zero."""
+        """A batch on the device, normalised; padding is zero, targets are tensors."""
         samples, targets = batch
         samples = samples.to(self.device, non_blocking=True)
         samples.tensors = normalise(samples.tensors)
         if samples.mask is not None:
             samples.tensors = samples.tensors.masked_fill(samples.mask.unsqueeze(1), 0.0)
-        moved = [{k: v.to(self.device, non_blocking=True) for k, v in target.items()} for target in targets]
+        moved = [
+            {k: torch.as_tensor(v).to(self.device, non_blocking=True) for k, v in target.items()} for target in targets
+        ]
         return samples, moved
 
     @staticmethod
@@ -95,6 +99,27 @@ class Runtime:
         self.scaler.step(optimizer)
         self.scaler.update()
         optimizer.zero_grad(set_to_none=True)
+
+
+@contextlib.contextmanager
+def keeping_memory(device: torch.device) -> Iterator[None]:
+    """Let a run on the CPU keep the memory of its tensors from step to step.
+
+    The C library of Linux gives large blocks back at once, so that every step pays for fresh pages again.
+    """
+    library = ctypes.CDLL(None) if device.type == "cpu" and platform.libc_ver()[0] == "glibc" else None
+    if library is None:
+        yield
+        return
+    trim_threshold, mmap_max = -1, -4  # names of mallopt's parameters in malloc.h
+    library.mallopt(trim_threshold, 2**31 - 1)
+    library.mallopt(mmap_max, 0)
+    try:
+        yield
+    finally:
+        library.mallopt(trim_threshold, 128 * 1024)
+        library.mallopt(mmap_max, 65536)
+        library.malloc_trim(0)
 
 
 def refuse_many_processes() -> None:
