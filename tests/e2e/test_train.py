@@ -175,14 +175,16 @@ def test_accumulated_gradients_equal_one_larger_batch(data: Path, tmp_path: Path
         assert torch.allclose(a, b, rtol=1e-3, atol=1e-6)
 
 
-def test_a_second_run_does_not_take_files_of_the_first(data: Path, tmp_path: Path) -> None:
-    train(data, tmp_path, epochs=1)
+def test_a_second_run_neither_takes_nor_loses_files_of_the_first(data: Path, tmp_path: Path) -> None:
+    train(data, tmp_path, epochs=1, checkpoint_interval=1)
     (tmp_path / "mine.txt").write_text("kept")
-    before = load(tmp_path / "checkpoint_best_total.pth")["model"]["class_embed.bias"]
+    first = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.name != "mine.txt"}
     train(data, tmp_path, epochs=1, seed=7, use_ema=False)
     assert not (tmp_path / "checkpoint_best_ema.pth").exists()
-    assert not torch.equal(before, load(tmp_path / "checkpoint_best_total.pth")["model"]["class_embed.bias"])
+    assert (tmp_path / "checkpoint_best_total.pth").read_bytes() != first["checkpoint_best_total.pth"]
+    assert {path.name: path.read_bytes() for path in (tmp_path / "earlier_1").iterdir()} == first
     assert (tmp_path / "mine.txt").read_text() == "kept"
+    assert len((tmp_path / "log.txt").read_text().splitlines()) == 1
 
 
 def test_resuming_a_finished_run_says_so_and_changes_nothing(

@@ -30,9 +30,6 @@ class TextLog:
     def __init__(self, folder: Path, go_on: bool) -> None:
         self.log_file, self.csv_file = folder / "log.txt", folder / "metrics.csv"
         self._rows = self._read_rows() if go_on else []
-        if not go_on:
-            for file in (self.log_file, self.csv_file):
-                file.unlink(missing_ok=True)
 
     def _read_rows(self) -> list[dict[str, Any]]:
         if not self.csv_file.is_file():

@@ -125,11 +125,10 @@ def _run(model: Model, config: TrainConfig, job: Job, callbacks: Callbacks) -> P
     on_cuda = this.parts.runtime.device.type == "cuda"
     train_loader = build_train_loader(config, model.config, job.train, order, on_cuda)
     valid_loader = build_eval_loader(config, model.config, job.valid, on_cuda)
+    if config.resume is None and (aside := files.set_aside(folder)):
+        logger.info("%s holds an earlier run; its files are in %s now", folder, aside)
     files.write_json(folder / "training_config.json", _record(model.config, config, job))
     text = TextLog(folder, go_on=config.resume is not None)
-    if config.resume is None:
-        for name in (*files.BEST_FILES.values(), files.BEST_TOTAL, "results.json"):
-            (folder / name).unlink(missing_ok=True)
     sinks: list[Sink] = [text, *open_sinks(folder, config)]
     logger.info("%s", _summary(this, job, order))
     try:

@@ -21,6 +21,7 @@ from rfdetr.training.runtime import Runtime, random_state, restore_random_state
 BEST_FILES = {"regular": "checkpoint_best_regular.pth", "ema": "checkpoint_best_ema.pth"}
 BEST_TOTAL = "checkpoint_best_total.pth"
 LAST = "checkpoint.pth"
+LOGS = ("log.txt", "metrics.csv")
 
 
 @dataclass
@@ -163,10 +164,27 @@ def resume(path: Path, parts: Parts, state: RunState) -> list[str]:
     return fresh
 
 
+def set_aside(folder: Path) -> Path | None:
+    """Move the files of an earlier run to a folder of their own, so that none is lost or taken for the new run's."""
+    names = (*BEST_FILES.values(), BEST_TOTAL, LAST, *LOGS, "results.json", "metrics_plot.png", "training_config.json")
+    left = [folder / name for name in names if (folder / name).is_file()]
+    left += [path for path in folder.glob("checkpoint_*.pth") if path.stem.removeprefix("checkpoint_").isdigit()]
+    if not left:
+        return None
+    number = 1
+    while (folder / f"earlier_{number}").exists():
+        number += 1
+    aside = folder / f"earlier_{number}"
+    aside.mkdir()
+    for path in left:
+        path.rename(aside / path.name)
+    return aside
+
+
 def bring_along(old: Path, folder: Path, state: RunState) -> None:
     """Let a run go on in another folder: its best files and logs come along; a best without its file is forgotten."""
     if old.resolve() != folder.resolve():
-        for name in (*BEST_FILES.values(), "log.txt", "metrics.csv"):
+        for name in (*BEST_FILES.values(), *LOGS):
             if (old / name).is_file() and not (folder / name).exists():
                 with replacing(folder / name) as handle:
                     handle.write((old / name).read_bytes())
