@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import torch
 
 from rfdetr import config as configs
+from rfdetr.checkpoints.download import find_weights
 from rfdetr.checkpoints.identify import class_name, identify
 from rfdetr.checkpoints.load import read_checkpoint
 from rfdetr.config import ModelConfig, TrainConfig, check_resolution
@@ -97,6 +98,8 @@ class RFDETR:
             `supervision.Detections` with boxes in pixels of the picture, best first; a list of them for a list.
         """
         config = self.model.config
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size} must be at least 1")
         if patch_size is not None and patch_size != config.patch_size:
             raise ValueError(f"patch_size={patch_size} is not the model's, {config.patch_size}")
         hw = check_shape(shape, config.block_size) if shape is not None else (config.resolution, config.resolution)
@@ -217,6 +220,7 @@ class RFDETR:
 
 def from_checkpoint(path: str | Path, *, trust_checkpoint: bool = False, **options: Any) -> RFDETR:
     """The model in a checkpoint file, whatever its size; see `RFDETR.from_checkpoint`."""
+    path = find_weights(str(path))
     checkpoint = read_checkpoint(path, trust_checkpoint)
     right = globals()[class_name(identify(checkpoint))]
     return right(pretrain_weights=str(path), trust_checkpoint=trust_checkpoint, **options)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import io
-import warnings
 from pathlib import Path
 from types import ModuleType
 
@@ -32,17 +31,23 @@ def decode_bytes(data: bytes, name: str) -> np.ndarray:
     if turbo is not None and data[:2] == b"\xff\xd8":
         try:
             # Bit for bit what Pillow gives, in two thirds of the time; it refuses CMYK and damaged files.
-            if turbo.decode_jpeg_header(data)[2] != "CMYK":
+            height, width, colours = turbo.decode_jpeg_header(data)[:3]
+            if colours != "CMYK" and not _is_bomb(height * width):
                 return turbo.decode_jpeg(data, colorspace="RGB", strict=True)
         except ValueError:
             pass  # Pillow decides below, and names what is wrong
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data)) as image:
-                return np.array(image.convert("RGB"))
+        with Image.open(io.BytesIO(data)) as image:
+            if _is_bomb(image.width * image.height):
+                raise ValueError(f"{image.width} x {image.height} pixels exceed PIL.Image.MAX_IMAGE_PIXELS")
+            return np.array(image.convert("RGB"))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(f"picture {name} cannot be decoded: {error}") from error
+
+
+def _is_bomb(pixels: int) -> bool:
+    """Whether a picture unpacks to more than Pillow's limit, which a program may raise."""
+    return Image.MAX_IMAGE_PIXELS is not None and pixels > Image.MAX_IMAGE_PIXELS
 
 
 @functools.cache
