@@ -32,7 +32,7 @@ FRESH_MODEL: dict[str, Any] = {
 }
 # No decay between the parts: from random weights the encoder has as much to learn as the heads.
 FRESH_TRAINING: dict[str, Any] = {
-    "epochs": 8,
+    "epochs": 11,
     "batch_size": 8,
     "grad_accum_steps": 1,
     "lr": 3e-4,
