@@ -26,7 +26,7 @@ class Options(BaseModel):
     _explicit: frozenset[str] = PrivateAttr(frozenset())
 
     def __init__(self, **values: Any) -> None:
-        self._refuse_unknown(values)
+        self.refuse_unknown(values)
         try:
             super().__init__(**{**self.preset(), **values})
         except ValidationError as error:
@@ -51,7 +51,8 @@ class Options(BaseModel):
         return name in self._explicit
 
     @classmethod
-    def _refuse_unknown(cls, values: dict[str, Any]) -> None:
+    def refuse_unknown(cls, values: dict[str, Any]) -> None:
+        """Raise a ValueError that names each unknown option, its nearest valid one, and all there are."""
         unknown = [name for name in values if name not in cls.model_fields and name not in cls.retired]
         if not unknown:
             return

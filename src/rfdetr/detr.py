@@ -19,7 +19,7 @@ from rfdetr.config import ModelConfig, TrainConfig, check_resolution
 from rfdetr.datasets.transforms import MEAN, STD, normalise, to_network_size
 from rfdetr.inference.images import check_shape, load_images
 from rfdetr.inference.results import to_detections
-from rfdetr.main import EVENTS, Model
+from rfdetr.main import Model
 
 # Pictures per forward pass of a long list.
 CHUNK = 32
@@ -128,23 +128,21 @@ class RFDETR:
             options: fields of `TrainConfig`, of which `dataset_dir` is required; also `resolution`,
                 `gradient_checkpointing` and `callbacks`, a dict of functions by event.
         """
-        if (resolution := options.pop("resolution", None)) is not None:
-            self._set_resolution(resolution)
-        if (checkpointing := options.pop("gradient_checkpointing", None)) is not None:
-            self.model.config.gradient_checkpointing = bool(checkpointing)
-            self.model.model.encoder.checkpointing = bool(checkpointing)
+        resolution = options.pop("resolution", None)
+        checkpointing = options.pop("gradient_checkpointing", None)
+        given = options.pop("callbacks", None) or {}
         for name in ("start_epoch", "do_benchmark"):
             if options.pop(name, None):
                 warnings.warn(f"train({name}=...) has no effect; use resume to go on with a run", DeprecationWarning, 2)
-        given = options.pop("callbacks", None) or {}
+        # Before anything changes, and here because `Model.train` lets model settings pass.
+        TrainConfig.refuse_unknown(options)
+        if resolution is not None:
+            self._set_resolution(resolution)
+        if checkpointing is not None:
+            self.model.config.gradient_checkpointing = bool(checkpointing)
+            self.model.model.encoder.checkpointing = bool(checkpointing)
         callbacks = {name: [*self.callbacks.get(name, ()), *given.get(name, ())] for name in {*self.callbacks, *given}}
-        self.model.train(callbacks, **{**options, **self._train_options(options)})
-
-    @staticmethod
-    def _train_options(options: dict[str, Any]) -> dict[str, Any]:
-        # Checked here with every name in place; Model.train also serves callers that mix in model settings.
-        TrainConfig._refuse_unknown(options)
-        return options
+        self.model.train(callbacks, **options)
 
     def _set_resolution(self, resolution: int) -> None:
         config = self.model.config
@@ -283,7 +281,6 @@ class RFDETR2XLarge(RFDETR):
 
 
 __all__ = [
-    "EVENTS",
     "RFDETR",
     "RFDETR2XLarge",
     "RFDETRBase",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import random
 from collections.abc import Callable, Iterable, Mapping
@@ -233,8 +234,12 @@ def _class_positions(annotations: AnnotationSet) -> np.ndarray:
     return positions
 
 
+@functools.lru_cache(maxsize=2)
 def ground_truth(annotations: AnnotationSet) -> GroundTruth:
-    """What detections of a split are compared with: boxes cut to their pictures, crowd regions to be ignored."""
+    """What detections of a split are compared with: boxes cut to their pictures, crowd regions to be ignored.
+
+    Kept for the next evaluation of the same split, since it opens every picture to learn its size.
+    """
     boxes, pictures = [np.zeros((0, 4))], []
     for index in range(len(annotations)):
         with Image.open(annotations.path(index)) as picture:
