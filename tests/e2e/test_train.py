@@ -253,3 +253,12 @@ def test_a_second_train_starts_again(data: Path, tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="starts again from pretrain_weights"):
         train(data, tmp_path / "second", model, epochs=1)
     assert (tmp_path / "second" / "checkpoint_best_total.pth").is_file()
+
+
+def test_a_refused_option_changes_nothing(data: Path, tmp_path: Path) -> None:
+    model = tiny_model()
+    with pytest.raises(ValueError, match="did you mean 'epochs'"):
+        train(data, tmp_path / "out", model, epoch=1, resolution=128, gradient_checkpointing=True)
+    assert model.model_config.resolution == 64
+    assert not model.model.model.encoder.checkpointing
+    assert not (tmp_path / "out").exists()
