@@ -7,7 +7,8 @@ from typing import Any
 
 from pydantic_core import PydanticUndefined
 
-from rfdetr.config import ModelConfig, Options, TrainConfig
+from rfdetr.config import ModelConfig, TrainConfig
+from rfdetr.options import Options
 
 PAGE = Path(__file__).parent / "options.md"
 HEAD = """# Options

@@ -2,100 +2,20 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import warnings
 from numbers import Integral
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
+from pydantic import Field, StrictBool, field_validator, model_validator
 
+from rfdetr.options import Options, check_resolution
 from rfdetr.variants import ENCODERS, VARIANTS
 
 
 class PretrainWeightsCompatibilityWarning(UserWarning):
     """Architecture fields were changed although published weights are loaded."""
-
-
-class Options(BaseModel):
-    """A set of options that refuses unknown names and wrong values with one line that names the nearest valid one."""
-
-    model_config = ConfigDict(extra="forbid", validate_assignment=True, protected_namespaces=())
-    retired: ClassVar[tuple[str, ...]] = ()
-    _explicit: frozenset[str] = PrivateAttr(frozenset())
-
-    def __init__(self, **values: Any) -> None:
-        self.refuse_unknown(values)
-        try:
-            super().__init__(**{**self.preset(), **values})
-        except ValidationError as error:
-            raise ValueError(_one_line(type(self).__name__, error)) from None
-        self._explicit = frozenset(values)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        before = self.__dict__.get(name)
-        try:
-            super().__setattr__(name, value)
-        except ValidationError as error:
-            self.__dict__[name] = before
-            raise ValueError(_one_line(type(self).__name__, error)) from None
-
-    @classmethod
-    def preset(cls) -> dict[str, object]:
-        """Values that a subclass sets before the user's."""
-        return {}
-
-    def is_explicit(self, name: str) -> bool:
-        """Whether the user gave this option, also when the value equals the default."""
-        return name in self._explicit
-
-    @classmethod
-    def refuse_unknown(cls, values: dict[str, Any]) -> None:
-        """Raise a ValueError that names each unknown option, its nearest valid one, and all there are."""
-        unknown = [name for name in values if name not in cls.model_fields and name not in cls.retired]
-        if not unknown:
-            return
-        hints = [f"{name!r}{_did_you_mean(name, cls.model_fields)}" for name in unknown]
-        raise ValueError(
-            f"{cls.__name__} has no option {', '.join(hints)}. The options are: {', '.join(sorted(cls.model_fields))}"
-        )
-
-
-def _did_you_mean(name: str, known: Any) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
-
-
-def _one_line(name: str, error: ValidationError) -> str:
-    parts = []
-    for item in error.errors(include_url=False):
-        field = ".".join(str(part) for part in item["loc"])
-        message = item["msg"].removeprefix("Value error, ")
-        parts.append(f"{field}={item['input']!r}: {message}" if field else message)
-    return f"{name}: " + "; ".join(parts)
-
-
-def check_resolution(value: Any, block: int, what: str = "resolution") -> int:
-    """Return a legal square input size, a positive multiple of `block` (patch size x windows per side).
-
-    A multiple of 14 that does not fit is rounded up with a UserWarning, because older guides allow it.
-
-    Raises:
-        ValueError: any other value; the message names the two nearest legal sizes.
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
-        raise ValueError(f"{what}={value!r} must be a positive whole number, a multiple of {block}")
-    if value % block == 0:
-        return value
-    lower, upper = value // block * block, -(-value // block) * block
-    if value % 14 == 0:
-        warnings.warn(
-            f"{what}={value} is not a multiple of {block} (patch size x windows); using {upper}", UserWarning, 3
-        )
-        return upper
-    nearest = f"{lower} and {upper}" if lower else str(upper)
-    raise ValueError(f"{what}={value} is not divisible by {block} (patch size x windows); the nearest are {nearest}")
 
 
 def _expand(path: Any) -> Any:
@@ -135,7 +55,8 @@ class ModelConfig(Options):
     resolution: int = Field(384, description="Side of the square network input in pixels, a multiple of patch_size x num_windows.")
     amp: bool = Field(True, description="Mixed precision where the device supports it.")
     gradient_checkpointing: bool = Field(False, description="Recompute encoder blocks in the backward pass to save memory.")
-    freeze_encoder: bool = Field(False, description="Do not train the encoder.")
+    freeze_encoder: StrictBool | int = Field(False, ge=0, description="Do not train the encoder; a number freezes its patches, positions and first blocks.")
+    backbone_lora: bool = Field(False, description="Train adapters (DoRA, rank 16) of query, key and value instead of the encoder's weights.")
     num_channels: int = Field(3, ge=1, description="Input channels.")
     first_label: Literal[0, 1] | None = Field(None, description="Label of the first class name; None reads it off the checkpoint.")
     license: str = Field("Apache-2.0", description="Licence of the weights.")
@@ -257,70 +178,114 @@ class RFDETR2XLargeConfig(ModelConfig):
     variant = "2xlarge"
 
 
+_NATIVE = ("cpu", "auto", "torchvision", "tv", "albumentations", "albu", "kornia", "gpu")
+
+
 class TrainConfig(Options):
     """How a network is trained."""
 
-    retired = ("lr_scheduler_kwargs",)
+    retired: ClassVar[dict[str, str]] = {
+        "eval_ema_only": "use eval_base_model=False",
+        "eval_backend": "there is one evaluator, and it gives pycocotools' numbers",
+        "augmentation_backend": "there is one implementation, whatever is installed",
+        "pack_targets": "targets are always moved together",
+        "pad_targets_to": "targets need no padding",
+        "train_log_sync_dist": "losses are always averaged over the processes",
+        "do_random_resize_via_padding": "use multi_scale",
+    }
 
     # fmt: off
     dataset_dir: str = Field(description="Folder of the data set, or its data.yaml.")
     output_dir: str = Field("output", description="Folder for checkpoints, logs and results; created when missing.")
     dataset_file: Literal["roboflow", "coco", "yolo", "o365"] = Field("roboflow", description="Layout; roboflow looks at the folder and takes COCO or YOLO.")
     class_names: list[str] | None = Field(None, description="Names to store instead of the data set's.")
+    keep_classes: bool = Field(False, description="Keep the class rows of names that the weights know, and start the others anew.")
     epochs: int = Field(100, ge=1, description="Passes over the training split.")
-    resume: str | None = Field(None, description="checkpoint.pth of a run to go on with.")
+    resume: StrictBool | str | None = Field(None, description="checkpoint.pth of a run to go on with; True takes the newest in output_dir, or starts a run where there is none.")
     seed: int | None = Field(None, ge=0, description="Seed of weights, order and augmentation; None draws one.")
-    batch_size: int = Field(4, ge=1, description="Images per step and device.")
-    grad_accum_steps: int = Field(4, ge=1, description="Steps whose gradients are added before the weights move.")
+    batch_size: int | Literal["auto"] = Field(4, ge=1, description="Images per step and device; auto finds the largest that fits the GPU.")
+    grad_accum_steps: int = Field(4, ge=1, description="Steps whose gradients are added before the weights move; auto batch size sets it.")
+    auto_batch_target_effective: int = Field(16, ge=1, description="Images per optimiser step and device that batch_size=auto aims at.")
+    auto_batch_max_targets_per_image: int = Field(100, ge=1, description="Objects per image when batch_size=auto tries a size.")
+    auto_batch_ema_headroom: float = Field(0.7, gt=0, le=1, description="Part of the size found that is used with use_ema.")
     eval_batch_size: int | None = Field(None, ge=1, description="Images per evaluation step; None takes batch_size.")
     lr: float = Field(1e-4, gt=0, description="Learning rate of projector and heads.")
     lr_encoder: float = Field(1.5e-4, ge=0, description="Learning rate of the encoder before its decays.")
-    lr_scheduler: Literal["step", "cosine"] = Field("step", description="Schedule of the learning rate.")
+    lr_scheduler: Any = Field("step", description="step, cosine, a class of torch.optim.lr_scheduler by name, a dotted path or a callable.")
+    lr_scheduler_kwargs: dict[str, Any] = Field({}, description="Arguments of another lr_scheduler than step and cosine.")
+    lr_scheduler_interval: Literal["step", "epoch"] = Field("step", description="When another lr_scheduler than step and cosine moves on.")
+    lr_scheduler_monitor: str = Field("val/loss", description="Column of metrics.csv that ReduceLROnPlateau watches.")
     lr_drop: int = Field(100, ge=1, description="Epoch at which the step schedule multiplies by 0.1.")
     lr_min_factor: float = Field(0.0, ge=0, le=1, description="Floor of the cosine schedule.")
-    warmup_epochs: float = Field(0.0, ge=0, description="Epochs of linear warm-up from 0.")
+    warmup_epochs: float = Field(0.0, ge=0, description="Epochs of linear warm-up from 0, with step and cosine.")
+    optimizer: Any = Field("adamw", description="adamw, another class of torch.optim by name, a dotted path or a callable.")
+    optimizer_kwargs: dict[str, Any] = Field({}, description="Further arguments of the optimiser.")
     weight_decay: float = Field(1e-4, ge=0, description="Decoupled weight decay.")
     clip_max_norm: float = Field(0.1, ge=0, description="Largest norm of all gradients together; 0 is off.")
     lr_vit_layer_decay: float = Field(0.8, gt=0, le=1, description="Learning rate of an encoder block relative to the next one.")
     lr_component_decay: float = Field(0.7, gt=0, le=1, description="Learning rate of the decoder, and squared of the encoder, relative to the heads.")
     drop_path: float = Field(0.0, ge=0, lt=1, description="Stochastic depth of the last encoder block.")
+    drop_mode: Literal["standard", "early", "late"] = Field("standard", description="drop_path in the whole run, until cutoff_epoch, or from then on.")
+    drop_schedule: Literal["constant", "linear"] = Field("constant", description="linear lets an early drop_path fall to 0.")
+    cutoff_epoch: int = Field(0, ge=0, description="Epoch at which an early drop_path ends or a late one begins.")
     use_ema: bool = Field(True, description="Keep an average of the weights.")
     ema_decay: float = Field(0.993, ge=0, lt=1, description="Decay of the average.")
     ema_tau: float = Field(100, ge=0, description="Updates over which the decay warms up.")
     ema_update_interval: int = Field(1, ge=1, description="Optimiser steps per update of the average.")
     checkpoint_interval: int = Field(10, ge=1, description="Epochs between the numbered checkpoints that are kept.")
+    dont_save_weights: bool = Field(False, description="Write logs but no checkpoint; the model keeps the last weights.")
     early_stopping: bool = Field(False, description="End the run when the validation score stops rising.")
     early_stopping_patience: int = Field(10, ge=1, description="Evaluations without a rise before the run ends.")
     early_stopping_min_delta: float = Field(0.001, ge=0, description="Smallest change that counts as a rise.")
     early_stopping_use_ema: bool = Field(False, description="Watch the averaged weights alone.")
     best_model_metric: Literal["map", "mar"] = Field("map", description="Score that decides the best checkpoint.")
+    smooth_alpha: float = Field(0.0, ge=0, lt=1, description="Part of the former score in the smoothed score of the regular weights that decides the best.")
     skip_best_epochs: int = Field(0, ge=0, description="First epochs that cannot be the best.")
     multi_scale: bool | Literal["per-batch", "per-sample", "off"] = Field(True, description="Train at varying input sizes.")
     expanded_scales: bool = Field(True, description="Eleven input sizes instead of eight.")
     square_resize_div_64: bool = Field(True, description="Resize to squares; off keeps the aspect ratio.")
     scale_jitter: bool = Field(True, description="Every second picture is cropped before it is resized.")
-    aug_config: dict | list | None = Field(None, description="None: mirrored with probability 1/2; {}: never.")
+    aug_config: dict | list | str | None = Field(None, description="Augmentations: {name: {parameters}}, a list of such, a preset; None mirrors every second picture, {} none.")
+    save_dataset_grids: bool = Field(False, description="Save pictures of the first batches, as the network sees them, before the run.")
     tensorboard: bool = Field(True, description="Write TensorBoard events to output_dir.")
     wandb: bool = Field(False, description="Log to Weights & Biases.")
+    mlflow: bool = Field(False, description="Log to MLflow.")
+    clearml: bool = Field(False, description="Log to ClearML.")
     project: str | None = Field(None, description="Project of the loggers.")
     run: str | None = Field(None, description="Name of the run for the loggers.")
-    progress_bar: Literal["tqdm"] | None = Field(None, description="Live progress bar; True means tqdm.")
+    train_log_on_step: bool = Field(False, description="Give the loggers the loss of every step too.")
+    compact_train_metrics: bool = Field(True, description="Sum the losses of the earlier layers in the logs; off gives each a column.")
+    compute_train_metrics: bool = Field(False, description="AP on the training split after every epoch too.")
+    progress_bar: Literal["tqdm", "rich"] | None = Field(None, description="Live progress bar; True means tqdm.")
     run_test: bool = Field(True, description="Evaluate the best weights on the test split at the end.")
+    num_sanity_val_steps: int = Field(0, ge=0, description="Validation batches that are run before the training, to fail early.")
     eval_max_dets: int = Field(500, ge=1, description="Detections per picture that count.")
     eval_interval: int = Field(1, ge=1, description="Epochs between evaluations; the last one always is.")
     eval_base_model: bool = Field(True, description="Evaluate the plain weights beside the averaged ones.")
+    eval_masks_head_resolution: bool = Field(False, description="Compare masks at the resolution of the mask head; for segmentation models.")
     log_per_class_metrics: bool = Field(True, description="AP of every class in the logs.")
     compute_val_loss: bool | Literal["auto"] = Field(True, description="Loss on the validation split.")
     compute_test_loss: bool = Field(True, description="Loss on the test split.")
     fp16_eval: bool = Field(False, description="Evaluate in half precision.")
     amp_dtype: Literal["auto", "bf16", "fp16"] | None = Field("auto", description="Mixed precision; auto is bfloat16 where the device has it, None is float32.")
+    accelerator: Literal["auto", "gpu", "cuda", "mps", "cpu"] = Field("auto", description="Kind of device, where device is not given.")
     device: str | None = Field(None, description="Device of the run; None takes the model's.")
+    devices: int | Literal["auto"] | list[int] = Field(1, description="Processes of a run that no launcher started: a number, auto (all GPUs), or the GPUs to use.")
+    num_nodes: int = Field(1, ge=1, description="Machines of the run; torchrun starts them.")
+    strategy: Literal["auto", "ddp", "fsdp"] = Field("auto", description="ddp: every process holds the model; fsdp: the model is split over the processes.")
+    sync_bn: bool = Field(False, description="Batch norms take their statistics over all processes.")
     num_workers: int = Field(2, ge=0, description="Processes that load pictures.")
     pin_memory: bool | None = Field(None, description="Page-locked batches; None on CUDA.")
     persistent_workers: bool | None = Field(None, description="Keep the loading processes between epochs; None does.")
     prefetch_factor: int | None = Field(None, ge=1, description="Batches loaded ahead by each process; None is 2.")
     cls_loss_coef: float = Field(1.0, ge=0, description="Weight of the class loss.")
-    notes: Any = Field(None, description="Kept in the checkpoints.")
+    keypoint_flip_pairs: list[int] = Field([], description="Keypoints that change places in a mirrored picture, pair after pair; for keypoint models.")
+    keypoint_oks_sigmas: list[float] | None = Field(None, description="Tolerance of each keypoint in the evaluation; for keypoint models.")
+    keypoint_l1_loss_coef: float = Field(0.0, ge=0, description="Weight of the keypoint distance; for keypoint models.")
+    keypoint_findable_loss_coef: float = Field(0.0, ge=0, description="Weight of the loss of being annotated; for keypoint models.")
+    keypoint_visible_loss_coef: float = Field(0.0, ge=0, description="Weight of the loss of being visible; for keypoint models.")
+    keypoint_nll_loss_coef: float = Field(0.0, ge=0, description="Weight of the keypoint likelihood; for keypoint models.")
+    notes: Any = Field(None, description="Kept in the checkpoints: texts, numbers, lists and dicts.")
     group_detr: int | None = Field(None, ge=1, description="Deprecated: belongs to the model and must agree with it.")
     segmentation_head: bool | None = Field(None, description="Deprecated: belongs to the model and must agree with it.")
     ia_bce_loss: bool | None = Field(None, description="Deprecated: belongs to the model; used for this run.")
@@ -333,12 +298,28 @@ class TrainConfig(Options):
     @field_validator("dataset_dir", "output_dir", "resume", mode="before")
     @classmethod
     def _absolute(cls, value: Any) -> Any:
-        return _expand(value)
+        # "last" is how the published package spells the newest checkpoint.
+        return True if value == "last" else _expand(value)
 
     @field_validator("device", mode="before")
     @classmethod
     def _device_text(cls, value: Any) -> Any:
         return value if value is None else str(value)
+
+    @field_validator("devices", mode="before")
+    @classmethod
+    def _process_count(cls, value: Any) -> Any:
+        value = "auto" if value in (-1, "-1") else value
+        if isinstance(value, bool) or (isinstance(value, int) and value < 1) or value == []:
+            raise ValueError("must be a number of processes, 'auto', or a list of GPU numbers")
+        return value
+
+    @field_validator("strategy", mode="before")
+    @classmethod
+    def _known_strategy(cls, value: Any) -> Any:
+        """The many spellings of other trainers: what matters is whether the model is split."""
+        text = str(value).lower()
+        return next((short for short in ("fsdp", "ddp") if text.startswith(short)), value)
 
     @field_validator("progress_bar", mode="before")
     @classmethod
@@ -348,9 +329,42 @@ class TrainConfig(Options):
     @field_validator("aug_config")
     @classmethod
     def _known_augmentation(cls, value: Any) -> Any:
-        if value:
-            raise ValueError("only None (mirroring) and {} (none) are available in this release")
+        from rfdetr.datasets.aug_configs import read_config
+
+        read_config(value)
         return value
+
+    @field_validator("lr_scheduler", "optimizer")
+    @classmethod
+    def _importable(cls, value: Any) -> Any:
+        from rfdetr.training.optim import find_class
+
+        if value not in ("step", "cosine", "adamw"):
+            find_class(value)
+        return value
+
+    @field_validator("keypoint_flip_pairs")
+    @classmethod
+    def _in_pairs(cls, value: list[int]) -> list[int]:
+        if len(value) % 2 or any(index < 0 for index in value):
+            raise ValueError("must list keypoint numbers pair after pair, so an even number of them")
+        return value
+
+    @model_validator(mode="after")
+    def _agree(self) -> TrainConfig:
+        if self.lr_scheduler_kwargs and self.lr_scheduler in ("step", "cosine"):
+            names = sorted(self.lr_scheduler_kwargs)
+            raise ValueError(
+                f"lr_scheduler_kwargs has {names}; with {self.lr_scheduler} it takes min_factor and lr_drop"
+            )
+        if self.warmup_epochs and self.lr_scheduler not in ("step", "cosine"):
+            raise ValueError(f"warmup_epochs works with step and cosine, not with lr_scheduler={self.lr_scheduler!r}")
+        if managed := {"lr", "weight_decay", "params"} & set(self.optimizer_kwargs):
+            raise ValueError(f"optimizer_kwargs: {', '.join(sorted(managed))} are options of their own")
+        plateau = "plateau" in str(self.lr_scheduler).lower()
+        if plateau and self.lr_scheduler_monitor == "val/loss" and self.compute_val_loss is False:
+            raise ValueError("compute_val_loss=False leaves nothing for lr_scheduler_monitor='val/loss' to watch")
+        return self
 
 
 def _modern(values: dict[str, Any]) -> dict[str, Any]:
@@ -359,11 +373,21 @@ def _modern(values: dict[str, Any]) -> dict[str, Any]:
     for name in ("group_detr", "segmentation_head", "ia_bce_loss", "num_select"):
         if values.get(name) is not None:
             warnings.warn(f"{name} is an option of the model; train({name}=...) is deprecated", DeprecationWarning, 5)
-    moved = dict(values.pop("lr_scheduler_kwargs", None) or {})
-    for old, new in (("min_factor", "lr_min_factor"), ("lr_drop", "lr_drop")):
-        if old in moved:
-            warnings.warn(f"lr_scheduler_kwargs is deprecated; use {new}=...", DeprecationWarning, 5)
-            values.setdefault(new, moved.pop(old))
-    if moved:
-        raise ValueError(f"lr_scheduler_kwargs has {sorted(moved)}; it takes min_factor and lr_drop")
+    if values.get("augmentation_backend", "cpu") not in _NATIVE:
+        raise ValueError(f"augmentation_backend={values['augmentation_backend']!r} must be one of {', '.join(_NATIVE)}")
+    if values.get("eval_ema_only"):
+        if values.get("use_ema") is False or values.get("eval_base_model"):
+            raise ValueError("eval_ema_only=True needs use_ema and contradicts eval_base_model=True")
+        values["eval_base_model"] = False
+    for name, reason in TrainConfig.retired.items():
+        if name in values:
+            values.pop(name)
+            warnings.warn(f"{name} is deprecated and has no effect of its own: {reason}", DeprecationWarning, 5)
+    moved = dict(values.get("lr_scheduler_kwargs") or {})
+    if moved and values.get("lr_scheduler", "step") in ("step", "cosine"):
+        for old, new in (("min_factor", "lr_min_factor"), ("lr_drop", "lr_drop")):
+            if old in moved:
+                warnings.warn(f"lr_scheduler_kwargs is deprecated here; use {new}=...", DeprecationWarning, 5)
+                values.setdefault(new, moved.pop(old))
+        values["lr_scheduler_kwargs"] = moved
     return values

@@ -15,11 +15,12 @@ from rfdetr import config as configs
 from rfdetr.checkpoints.download import find_weights
 from rfdetr.checkpoints.identify import class_name, identify
 from rfdetr.checkpoints.load import read_checkpoint
-from rfdetr.config import ModelConfig, TrainConfig, check_resolution
+from rfdetr.config import ModelConfig, TrainConfig
 from rfdetr.datasets.transforms import MEAN, STD, normalise, to_network_size
 from rfdetr.inference.images import check_shape, load_images
 from rfdetr.inference.results import to_detections
-from rfdetr.main import Model
+from rfdetr.main import Model, by_event
+from rfdetr.options import check_resolution
 
 # Pictures per forward pass of a long list.
 CHUNK = 32
@@ -126,11 +127,12 @@ class RFDETR:
 
         Args:
             options: fields of `TrainConfig`, of which `dataset_dir` is required; also `resolution`,
-                `gradient_checkpointing` and `callbacks`, a dict of functions by event.
+                `gradient_checkpointing` and `callbacks`: a dict of functions by event, or objects with methods of
+                those names.
         """
         resolution = options.pop("resolution", None)
         checkpointing = options.pop("gradient_checkpointing", None)
-        given = options.pop("callbacks", None) or {}
+        given = by_event(options.pop("callbacks", None))
         for name in ("start_epoch", "do_benchmark"):
             if options.pop(name, None):
                 warnings.warn(f"train({name}=...) has no effect; use resume to go on with a run", DeprecationWarning, 2)

@@ -14,23 +14,30 @@ from PIL import Image
 from torch import Tensor, nn
 
 from rfdetr.datasets.annotations import AnnotationSet, clamp_boxes, has_extent
-from rfdetr.datasets.batch import split
+from rfdetr.datasets.batch import cut, split
 from rfdetr.datasets.transforms import multi_scale_sizes
 from rfdetr.evaluation.coco import CocoEvaluator, GroundTruth
 from rfdetr.evaluation.f1 import results_table, sweep_confidence
+from rfdetr.log import logger
 from rfdetr.models.backbone import Encoder
 from rfdetr.models.criterion import Criterion
 from rfdetr.training.progress import Progress
-from rfdetr.training.runtime import Runtime, evaluating, mixed_precision
+from rfdetr.training.runtime import ALONE, Processes, Runtime, bare, evaluating, is_out_of_memory, mixed_precision
 
 
 class Averages:
-    """Means of losses over an epoch, weighted by pictures; they stay tensors until read."""
+    """Means of losses over an epoch, weighted by pictures; they stay tensors until read.
+
+    `steps` is how many optimiser steps of the epoch were made, so that a pass can begin after them.
+    """
 
     def __init__(self) -> None:
+        self.steps = 0
         self._names: list[str] = []
         self._sum: Tensor | None = None
-        self._weights = 0
+        self._weights = 0.0
+        # Sum and number of batches of the class error, sum and number of steps of the learning rate.
+        self._others = [0.0, 0.0, 0.0, 0.0]
         self._class_error: list[Tensor] = []
 
     def add(self, losses: Mapping[str, Tensor], total: Tensor, pictures: int, objects: int) -> None:
@@ -39,26 +46,49 @@ class Averages:
             self._class_error.append(losses["class_error"].detach())
         self._names = ["loss", *(name for name in losses if name != "class_error")]
         values = torch.stack([total.detach(), *(losses[name].detach() for name in self._names[1:])]) * pictures
-        self._sum = values if self._sum is None else self._sum + values
+        self._sum = values if self._sum is None else self._sum.to(values.device) + values
         self._weights += pictures
 
-    def read(self, weight_dict: Mapping[str, float]) -> dict[str, float]:
-        """`loss`, each weighted loss under its name, each loss and diagnostic as `<name>_unscaled`, `class_error`."""
-        if self._sum is None:
-            return {}
-        values = dict(zip(self._names, (self._sum / self._weights).tolist(), strict=True))
-        read = {"loss": values.pop("loss")}
-        read["class_error"] = torch.stack(self._class_error).mean().item() if self._class_error else 100.0
+    def add_step(self, lr: float) -> None:
+        """Count one optimiser step."""
+        self.steps += 1
+        self._others[2:] = [self._others[2] + lr, self._others[3] + 1]
+
+    def state(self) -> dict[str, Any]:
+        """What this process counted so far, in plain types."""
+        if self._class_error:
+            self._others[0] += float(torch.stack(self._class_error).double().sum())
+            self._others[1] += len(self._class_error)
+            self._class_error = []
+        sums = [] if self._sum is None else self._sum.tolist()
+        values = {"names": self._names, "weights": self._weights, "others": list(self._others), "sums": sums}
+        return {"steps": self.steps, **values}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on with what `state` gave."""
+        self.steps, self._names = int(state["steps"]), list(state["names"])
+        self._weights, self._others = float(state["weights"]), list(state["others"])
+        self._sum = torch.tensor(state["sums"]) if state["sums"] else None
+
+    def read(self, weight_dict: Mapping[str, float], processes: Processes = ALONE) -> dict[str, float]:
+        """`loss`, `lr`, `class_error`, each weighted loss by name, each loss and diagnostic as `<name>_unscaled`."""
+        state = self.state()
+        # A process that counted nothing knows no names.
+        names: list[str] = max(processes.gather(state["names"]), key=len)
+        counted = [state["weights"], *state["others"], *(state["sums"] or [0.0] * len(names))]
+        weights, class_error, batches, rates, steps, *sums = processes.sum(counted)
+        values = {name: value / weights for name, value in zip(names, sums, strict=True)}
+        read = {"loss": values.pop("loss", math.nan), "class_error": class_error / batches if batches else 100.0}
         read.update({name: value * weight_dict[name] for name, value in values.items() if name in weight_dict})
         read.update({f"{name}_unscaled": value for name, value in values.items()})
         read["class_error_unscaled"] = read["class_error"]
-        return read
+        return {**read, "lr": rates / steps} if steps else read
 
 
 def train_one_epoch(
     model: nn.Module,
     criterion: Criterion,
-    lr_scheduler: torch.optim.lr_scheduler.LRScheduler,
+    lr_scheduler: Any,
     data_loader: Iterable,
     optimizer: torch.optim.Optimizer,
     device: torch.device,
@@ -74,10 +104,13 @@ def train_one_epoch(
     *,
     runtime: Runtime | None = None,
     progress: Progress | None = None,
+    averages: Averages | None = None,
+    watch: Watch | None = None,
 ) -> dict[str, float]:
     """Train for one epoch.
 
     Args:
+        lr_scheduler: its `step()` is called after every optimiser step; None leaves the rates alone.
         data_loader: yields `(NestedTensor, targets)` of `batch_size` pictures, uint8 or float in 0..1.
         batch_size: pictures per optimiser step; `args.grad_accum_steps` micro-batches of equal size.
         max_norm: largest norm of all gradients together; 0 is off.
@@ -85,6 +118,8 @@ def train_one_epoch(
         schedules: "dp", the drop-path rate by optimiser step.
         args: a namespace; read are grad_accum_steps, amp, amp_dtype and the multi-scale settings.
         callbacks: functions of `on_train_batch_start`, called with `step`, `model`, `epoch` before every step.
+        averages: what the steps before a break counted; `data_loader` yields the batches after them.
+        watch: takes broken batches and may end the pass after any step; without one a broken batch is an error.
 
     Returns:
         Means over the epoch: `loss`, `class_error`, `lr`, every weighted loss, and every `<name>_unscaled`.
@@ -95,59 +130,114 @@ def train_one_epoch(
     accumulate = getattr(args, "grad_accum_steps", 1)
     if batch_size % accumulate:
         raise ValueError(f"batch_size={batch_size} is not divisible by grad_accum_steps={accumulate}")
-    runtime = runtime or _runtime_of(device, args)
-    progress = progress or Progress()
+    runtime, progress, watch = runtime or _runtime_of(device, args), progress or Progress(), watch or Watch()
+    averages = Averages() if averages is None else averages
     sizes = _scales(args)
     steps = num_training_steps_per_epoch or len(data_loader)  # pyrefly: ignore[bad-argument-type]
-    averages, rates = Averages(), []
     model.train()
     criterion.train()
-    for i, batch in enumerate(progress.over(data_loader, f"epoch {epoch + 1}")):
-        step = epoch * steps + i
+    for batch in progress.over(data_loader, f"epoch {epoch + 1}", steps, averages.steps):
+        step = epoch * steps + averages.steps
         for callback in (callbacks or {}).get("on_train_batch_start", ()):
-            callback({"step": step, "model": model, "epoch": epoch})
+            callback({"step": step, "model": bare(model), "epoch": epoch})
         if "dp" in schedules:
             set_drop_path(model, float(schedules["dp"][step]))
         # Drawn from the step alone: the same for all micro-batches and processes, and no generator moves.
         size = random.Random(step).choice(sizes) if sizes else None
-        total = math.nan
-        for micro in split(batch, accumulate):
-            total = _accumulate(model, criterion, micro, size, accumulate, runtime, averages)
-        rates.append(optimizer.param_groups[0]["lr"])
-        runtime.optimiser_step(optimizer, max_norm)
-        lr_scheduler.step()
-        if ema_m is not None:
-            ema_m.update(model)
+        loss, broken = _add_gradients(model, criterion, batch, size, accumulate, runtime, averages)
+        lr = optimizer.param_groups[0]["lr"]
+        any_broken, stop = runtime.processes.any(bool(broken), watch.wants_stop)
+        if any_broken:
+            # Its gradient is as broken, in all processes; the schedule moves on, so that steps keep their place.
+            optimizer.zero_grad(set_to_none=True)
+            watch.broken(step, batch, broken)
+        else:
+            runtime.optimiser_step(optimizer, max_norm)
+            watch.sound(step, loss, lr)
+        if lr_scheduler is not None:
+            lr_scheduler.step()
+        if ema_m is not None and not any_broken:
+            ema_m.update(bare(model))
+        averages.add_step(lr)
         if progress.live:
-            progress.show(loss=f"{total:.2f}", lr=f"{rates[-1]:.1e}")
-    return {**averages.read(criterion.weight_dict), "lr": sum(rates) / max(1, len(rates))}
+            progress.show(loss=f"{loss:.2f}", lr=f"{lr:.1e}")
+        if stop:
+            break
+    return averages.read(criterion.weight_dict, runtime.processes)
+
+
+class Watch:
+    """What a training pass reports, and asks, after every step; this one ends it at the first broken batch."""
+
+    wants_stop = False
+
+    def broken(self, step: int, batch: Any, losses: list[str]) -> None:
+        """Take a batch whose losses of these names are not finite; empty if it was another process's."""
+        raise ValueError(f"the loss is not finite: {', '.join(losses)}; a lower lr or amp_dtype=None may help")
+
+    def sound(self, step: int, loss: float, lr: float) -> None:
+        """Take the loss of a step that moved the weights."""
+
+
+def _add_gradients(
+    model: nn.Module,
+    criterion: Criterion,
+    batch: Any,
+    size: int | None,
+    accumulate: int,
+    runtime: Runtime,
+    averages: Averages,
+) -> tuple[float, list[str]]:
+    """Add the gradients of one optimiser step; returns the last loss and the names of losses that are not finite.
+
+    When memory runs out, the gradients of the step are computed again with each micro-batch cut in more pieces.
+    """
+    while True:
+        counted, broken = [], []
+        try:
+            for number, micro in enumerate(split(batch, accumulate)):
+                with runtime.last_of_step(model, number == accumulate - 1):
+                    losses = _accumulate(model, criterion, micro, size, accumulate, runtime)
+                total = criterion.weighted_total(losses)
+                # The assignment has just waited for the device, so this costs no further wait.
+                loss = total.item()
+                if not math.isfinite(loss):
+                    broken += [name for name, value in losses.items() if not torch.isfinite(value)]
+                counted.append((losses, total, len(micro[0]), sum(len(target["labels"]) for target in micro[1])))
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            pictures = len(batch[0]) // accumulate
+            runtime.cut_smaller(pictures, error)
+            logger.warning("memory ran out: batches of %d are computed in %d pieces now", pictures, runtime.pieces)
+            bare(model).zero_grad(set_to_none=True)
+            continue
+        for entry in () if broken else counted:
+            averages.add(*entry)
+        return loss, broken
 
 
 def _accumulate(
-    model: nn.Module,
-    criterion: Criterion,
-    micro: Any,
-    size: int | None,
-    parts: int,
-    runtime: Runtime,
-    averages: Averages,
-) -> float:
-    """Forward, losses and backward of one micro-batch; returns its loss."""
-    samples, targets = runtime.to_device(micro)
-    if size is not None:
-        samples, targets = runtime.resize((samples, targets), size)
-    with runtime.autocast():
-        outputs = model(samples.tensors, samples.mask)
-    losses = criterion(outputs, targets)
-    total = criterion.weighted_total(losses)
-    # The assignment has just waited for the device, so this costs no further wait.
-    value = total.item()
-    if not np.isfinite(value):
-        broken = [name for name, loss in losses.items() if not torch.isfinite(loss)]
-        raise ValueError(f"the loss is {value}: {', '.join(broken)} not finite; a lower lr or amp_dtype=None may help")
-    runtime.backward(total / parts)
-    averages.add(losses, total, len(samples), sum(len(target["labels"]) for target in targets))
-    return value
+    model: nn.Module, criterion: Criterion, micro: Any, size: int | None, parts: int, runtime: Runtime
+) -> dict[str, Tensor]:
+    """Forward, losses and backward of one micro-batch, whole or in pieces; returns its losses."""
+    pictures, objects = len(micro[0]), sum(len(target["labels"]) for target in micro[1])
+    # Counted before it is cut, over all processes: the sum of the pieces is the loss of the whole.
+    normaliser = criterion.normaliser(runtime.mean_over_processes(objects))
+    joined: dict[str, Tensor] = {}
+    for piece in cut(micro, min(runtime.pieces, pictures)):
+        samples, targets = runtime.to_device(piece)
+        if size is not None:
+            samples, targets = runtime.resize((samples, targets), size)
+        with runtime.autocast():
+            outputs = model(samples.tensors, samples.mask)
+        losses = criterion(outputs, targets, normaliser)
+        runtime.backward(criterion.weighted_total(losses) / parts)
+        for name, value in losses.items():
+            # Losses are sums over the objects, diagnostics are means.
+            share = 1.0 if name.startswith("loss_") else len(targets) / pictures
+            joined[name] = joined.get(name, 0.0) + value.detach() * share
+    return joined
 
 
 def set_drop_path(model: nn.Module, rate: float) -> None:
@@ -196,11 +286,13 @@ def evaluate(
     Returns:
         `coco_eval_bbox` (12 numbers: AP, AP50, AP75, AP by size, AR), `results_json` (per class) and losses; evaluator.
     """
-    runtime = runtime or _runtime_of(device, args)
-    progress = progress or Progress()
+    runtime, progress = runtime or _runtime_of(device, args), progress or Progress()
     evaluator = CocoEvaluator(ground_truth(base_ds), max_dets=getattr(args, "eval_max_dets", 500))
     positions = _class_positions(base_ds)
-    averages, seen = Averages(), 0
+    processes, averages = runtime.processes, Averages()
+    idle = runtime.idle_passes(data_loader)
+    # Of several processes each has every n-th picture.
+    index = processes.rank
     with evaluating(model):
         if criterion is not None:
             criterion.eval()
@@ -209,18 +301,22 @@ def evaluate(
             with runtime.autocast():
                 outputs = model(samples.tensors, samples.mask, last_only=criterion is None)
             if criterion is not None:
-                losses = criterion(outputs, targets)
                 objects = sum(len(target["labels"]) for target in targets)
+                losses = criterion(outputs, targets)
                 averages.add(losses, criterion.weighted_total(losses), len(targets), objects)
             sizes = torch.stack([target["orig_size"] for target in targets])
             for found in postprocess(outputs, sizes):
                 arrays = {name: value.cpu().numpy() for name, value in found.items()}
                 classes = positions.take(arrays["labels"], mode="clip")
                 known = classes >= 0
-                evaluator.update(seen, arrays["scores"][known], classes[known], arrays["boxes"][known])
-                seen += 1
+                evaluator.update(index, arrays["scores"][known], classes[known], arrays["boxes"][known])
+                index += processes.world
+        for _ in range(idle):
+            model(torch.zeros(1, 3, args.resolution, args.resolution, device=runtime.device), last_only=True)
+    if processes.world > 1:
+        evaluator.load_state(processes.gather(evaluator.state()))
     result = evaluator.summarize()
-    stats: dict[str, Any] = averages.read(criterion.weight_dict) if criterion is not None else {}
+    stats: dict[str, Any] = averages.read(criterion.weight_dict, processes) if criterion is not None else {}
     stats["coco_eval_bbox"] = [float(value) for value in result.stats]
     stats["results_json"] = results_table(result, sweep_confidence(evaluator))
     return stats, evaluator

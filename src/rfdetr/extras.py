@@ -12,6 +12,8 @@ EXTRAS = {
     "tensorboard": ("loggers", "TensorBoard logging"),
     "wandb": ("loggers", "logging to Weights & Biases"),
     "mlflow": ("loggers", "logging to MLflow"),
+    "clearml": ("clearml", "logging to ClearML"),
+    "rich": ("rich", "the progress bar of rich"),
     "onnx": ("onnx", "exporting to ONNX"),
     "onnxruntime": ("onnx", "running ONNX files"),
     "matplotlib": ("visual", "drawing plots"),

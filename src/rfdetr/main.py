@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import signal
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +17,7 @@ from torch import nn
 from rfdetr.assets.coco_classes import COCO_CLASS_NAMES, COCO_CLASSES
 from rfdetr.checkpoints import identify, load
 from rfdetr.checkpoints.download import find_weights, require_weights
+from rfdetr.checkpoints.names import to_internal
 from rfdetr.config import ModelConfig, TrainConfig
 from rfdetr.log import logger
 from rfdetr.models.build import build_model, initialise
@@ -60,8 +63,7 @@ class Model:
             self._name_classes([], 0)
         else:
             self._load(find_weights(self.config.pretrain_weights))
-        if self.config.freeze_encoder:
-            self.model.encoder.requires_grad_(False)
+        self.model.encoder.freeze(self.config.freeze_encoder)
         self.postprocess = PostProcess(self.config.num_select)
 
     def _load(self, path: Path) -> None:
@@ -156,56 +158,104 @@ class Model:
     def train(self, callbacks: Callbacks | None = None, **settings: Any) -> None:
         """Train on a data set; afterwards the model holds the best weights and the data set's class names.
 
+        Ctrl-C ends the run after its step, saves it, and returns with the weights of that moment.
+
         Args:
             callbacks: functions by event: `on_fit_epoch_end(stats)`, `on_train_batch_start(info)`, `on_train_end()`.
-            settings: fields of `TrainConfig`; those of `ModelConfig` are left out.
+            settings: fields of `TrainConfig`; those of `ModelConfig`, and unknown ones, are left out.
 
         Raises:
-            ValueError: an unknown event or option, or a data set that cannot be used.
+            ValueError: an unknown event, a wrong value, or a data set that cannot be used.
+            SystemExit: SIGTERM ended the run, after it was saved.
         """
-        from rfdetr.training.run import prepare, run
+        from rfdetr.training.launch import helpers
 
         callbacks = check_callbacks(callbacks)
         settings = {k: v for k, v in settings.items() if k not in ModelConfig.model_fields or k in _SHARED}
-        config = TrainConfig(**settings)
-        _check_agreement(config, self.config)
-        job = prepare(config)
-        if self._trained:
-            warnings.warn("train() starts again from pretrain_weights, not from the weights in memory", stacklevel=3)
-            self._build()
-        if config.device is not None:
-            self.device = select_device(config.device)
-        self.stop_early, self._trained = False, True
-        self._fit_head(job.num_classes)
-        best = run(self, config, job, callbacks)
-        self.class_names, self.first_label, self.raw_labels = list(job.class_names), 0, job.raw_labels
-        if best is not None:
-            self.load_weights(best)
-        self.model.eval()
+        known = {k: v for k, v in settings.items() if k in TrainConfig.model_fields or k in TrainConfig.retired}
+        if unknown := sorted(set(settings) - set(known)):
+            warnings.warn(f"unknown settings have no effect: {', '.join(unknown)}", stacklevel=2)
+        config = TrainConfig(**known)
+        with helpers(self, config) as processes:
+            number = self.train_in(processes, config, callbacks)
+        if number == signal.SIGTERM:
+            raise SystemExit(128 + number)
 
-    def _fit_head(self, num_classes: int) -> None:
-        if num_classes == self.config.num_classes:
-            return
-        if not self.config.is_explicit("num_classes"):
-            logger.info("the class head is set up for the data set's %d classes", num_classes)
-            self.reinitialize_detection_head(num_classes + 1)
-        elif num_classes > self.config.num_classes:
-            raise ValueError(
-                f"the data set has {num_classes} classes, but num_classes={self.config.num_classes} was given; "
-                "leave it out to take the data set's"
-            )
-        else:
-            kept = self.config.num_classes
-            warnings.warn(f"num_classes={kept} is kept; the data set has {num_classes}", stacklevel=4)
+    def train_in(self, processes: Any, config: TrainConfig, callbacks: Callbacks) -> int | None:
+        """Train as one of the processes of a run; returns the number of the signal that ended it, if one did."""
+        from rfdetr.training.job import prepare
+        from rfdetr.training.run import run
+        from rfdetr.training.runtime import join, seed_everything
+
+        device = _device_of(config, self.device, processes.world, processes.local)
+        if config.batch_size == "auto" and device.type != "cuda":
+            raise ValueError(f"batch_size='auto' measures GPU memory, but the device is {device}; give a number")
+        join(processes, device.type == "cuda")
+        job = prepare(config, self.config, processes)
+        if self._trained:
+            warnings.warn("train() starts again from pretrain_weights, not from the weights in memory", stacklevel=4)
+            self._build()
+        self.device, self.stop_early, self._trained = device, False, True
+        seed_everything(job.seed)
+        self._fit_head(job.num_classes, job.class_names if config.keep_classes else None)
+        number = run(self, config, job, callbacks, processes)
+        self.class_names, self.first_label, self.raw_labels = list(job.class_names), 0, job.raw_labels
+        self.model.eval()
+        return number
+
+    def _fit_head(self, num_classes: int, names: list[str] | None = None) -> None:
+        """Give the class head the data set's number of classes; rows of known `names` keep their weights."""
+        old = dict(zip(self.class_names, self.class_labels, strict=False)) if names else {}
+        heads = (self.model.class_head, self.model.proposals.classes)
+        before = [{n: p.detach().clone() for n, p in head.named_parameters()} for head in heads]
+        if num_classes != self.config.num_classes:
+            if not self.config.is_explicit("num_classes"):
+                logger.info("the class head is set up for the data set's %d classes", num_classes)
+                self.reinitialize_detection_head(num_classes + 1)
+            elif num_classes > self.config.num_classes:
+                raise ValueError(
+                    f"the data set has {num_classes} classes, but num_classes={self.config.num_classes} was given; "
+                    "leave it out to take the data set's"
+                )
+            else:
+                kept = self.config.num_classes
+                warnings.warn(f"num_classes={kept} is kept; the data set has {num_classes}", stacklevel=5)
+        if names:
+            kept_rows = {new: old[name] for new, name in enumerate(names) if name in old}
+            logger.info("known classes: %s", ", ".join(names[new] for new in kept_rows) or "none")
+            for head, rows in zip(heads, before, strict=True):
+                start_rows(head, rows, kept_rows)
 
     def load_weights(self, path: Path) -> None:
         """Put the weights of a checkpoint of this very model into the network in memory."""
         weights = load.fit(load.read_checkpoint(path), self.config)
         self.model.load_state_dict(weights, strict=True)
 
+    def put_weights(self, published: dict[str, torch.Tensor]) -> None:
+        """Put weights with published names, of this very model, into the network in memory."""
+        self.model.load_state_dict(to_internal(published)[0])
+
 
 # Model options that `train()` takes too, for scripts of older releases.
 _SHARED = ("device", "group_detr", "ia_bce_loss", "segmentation_head", "num_select")
+
+
+def by_event(callbacks: Any) -> dict[str, list[Callable]]:
+    """Callbacks as a dict of functions by event, also when they were given as objects with methods of those names.
+
+    Raises:
+        ValueError: an object without any of these methods.
+    """
+    if callbacks is None or isinstance(callbacks, Mapping):
+        return dict(callbacks or {})
+    found: dict[str, list[Callable]] = {}
+    for one in callbacks if isinstance(callbacks, list | tuple) else [callbacks]:
+        methods = {event: getattr(one, event) for event in EVENTS if hasattr(one, event)}
+        if not methods:
+            raise ValueError(f"callback {one!r} has no method {', '.join(EVENTS)}")
+        for event, method in methods.items():
+            found.setdefault(event, []).append(method)
+    return found
 
 
 def check_callbacks(callbacks: Callbacks | None) -> Callbacks:
@@ -221,8 +271,31 @@ def check_callbacks(callbacks: Callbacks | None) -> Callbacks:
     return {name: list(given.get(name, ())) for name in EVENTS}
 
 
-def _check_agreement(config: TrainConfig, model: ModelConfig) -> None:
-    for name in ("group_detr", "segmentation_head"):
-        value = getattr(config, name)
-        if value is not None and value != getattr(model, name):
-            raise ValueError(f"train({name}={value}) contradicts the model's {name}={getattr(model, name)}")
+def _device_of(config: TrainConfig, own: torch.device, world: int, local: int) -> torch.device:
+    """What `device` or `accelerator` say, else the model's device; each process of a run takes a GPU of its own."""
+    wanted = config.device or {"gpu": "cuda", "auto": str(own)}.get(config.accelerator, config.accelerator)
+    if wanted.startswith("cuda") and not torch.cuda.device_count():
+        raise ValueError(f"there is no CUDA device here; leave out device={config.device!r} or accelerator")
+    device = select_device(wanted)
+    if device.type != "cuda" or world == 1:
+        return device
+    numbers = config.devices if isinstance(config.devices, list) else range(torch.cuda.device_count())
+    if local >= len(numbers):
+        raise ValueError(f"process {local} of this machine finds no GPU: there are {len(numbers)}")
+    device = torch.device("cuda", numbers[local])
+    torch.cuda.set_device(device)
+    return device
+
+
+@torch.no_grad()
+def start_rows(head: nn.Module, rows: dict[str, torch.Tensor], kept: dict[int, int]) -> None:
+    """Start a class head anew, but for the rows in `kept`, which maps them to their places in `rows`."""
+    weight, bias = head.get_parameter("weight"), head.get_parameter("bias")
+    fresh = nn.Linear(weight.shape[-1], bias.shape[-1])
+    nn.init.constant_(fresh.bias, -math.log(99))
+    for name, parameter in head.named_parameters():
+        # Grouped heads have the groups before the rows.
+        axis = 0 if parameter.dim() == getattr(fresh, name).dim() else 1
+        parameter.copy_(getattr(fresh, name).to(parameter.device).expand_as(parameter))
+        for new, old in kept.items():
+            parameter.select(axis, new).copy_(rows[name].select(axis, old))

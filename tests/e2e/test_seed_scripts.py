@@ -99,7 +99,9 @@ def stand_ins(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     window = {"imshow": lambda *a: None, "waitKey": lambda delay: 0, "destroyAllWindows": lambda: None}
     monkeypatch.setitem(sys.modules, "cv2", types.SimpleNamespace(VideoCapture=Camera, **window))
     service = types.SimpleNamespace(
-        init=lambda **about: types.SimpleNamespace(log=lambda metrics, step: None, finish=lambda: None)
+        init=lambda **about: types.SimpleNamespace(
+            log=lambda metrics: None, finish=lambda: None, define_metric=lambda *names, **about: None
+        )
     )
     monkeypatch.setitem(sys.modules, "wandb", service)
 

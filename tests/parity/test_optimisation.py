@@ -13,7 +13,7 @@ from tests.vectors import CONFIGS, assert_close, read_json, read_tensors
 from torch import nn
 
 from rfdetr import RFDETRNano
-from rfdetr.checkpoints.load import cut_queries, resize_rows
+from rfdetr.checkpoints.load import fit_queries, resize_rows
 from rfdetr.checkpoints.names import published_names
 from rfdetr.datasets.transforms import multi_scale_sizes
 from rfdetr.models.backbone import Encoder
@@ -211,8 +211,8 @@ def test_kept_query_rows_equal_the_recorded_ones(case):
     queries, groups = case["checkpoint_queries"], case["checkpoint_groups"]
     table = torch.arange(queries * groups).view(-1, 1)
     wanted = case["model_queries"], case["model_groups"]
-    assert cut_queries(table, *wanted, queries, groups).flatten().tolist() == case["kept_rows"]
+    assert fit_queries(table, *wanted, queries, groups).flatten().tolist() == case["kept_rows"]
     # Either number follows from the other and the rows.
-    assert cut_queries(table, *wanted, queries, None).flatten().tolist() == case["kept_rows"]
-    assert cut_queries(table, *wanted, None, groups).flatten().tolist() == case["kept_rows"]
-    assert cut_queries(table, *wanted, None, None).flatten().tolist() == case["flat_slice_rows"]
+    assert fit_queries(table, *wanted, queries, None).flatten().tolist() == case["kept_rows"]
+    assert fit_queries(table, *wanted, None, groups).flatten().tolist() == case["kept_rows"]
+    assert fit_queries(table, *wanted, None, None).flatten().tolist() == case["flat_slice_rows"]

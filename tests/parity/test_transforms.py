@@ -9,6 +9,7 @@ import pytest
 import torch
 from tests.vectors import PICTURES, assert_close, read_arrays, read_json
 
+from rfdetr.datasets.augment import build_augmentations
 from rfdetr.datasets.decode import decode
 from rfdetr.datasets.transforms import (
     STD,
@@ -156,9 +157,9 @@ def test_sizes_of_multi_scale_training_equal_the_recorded_ones(key):
 
 RANDOM_PIPELINES = {
     # name: the transform
-    "default": TrainTransform((384,)),
-    "no_scale_jitter": TrainTransform((384,), jitter=False),
-    "multi_scale_per_sample": TrainTransform(tuple(multi_scale_sizes(384, 32))),
+    "default": TrainTransform((384,), augment=build_augmentations(None)),
+    "no_scale_jitter": TrainTransform((384,), jitter=False, augment=build_augmentations(None)),
+    "multi_scale_per_sample": TrainTransform(tuple(multi_scale_sizes(384, 32)), augment=build_augmentations(None)),
 }
 
 

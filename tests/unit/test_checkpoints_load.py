@@ -339,7 +339,6 @@ def test_queries_of_an_unknown_layout_are_cut_flat_with_one_warning(file, weight
 @pytest.mark.parametrize(
     ("options", "entries", "message"),
     [
-        ({"num_queries": 12}, {}, "num_queries=12 is more than the 10 of the file"),
         ({"group_detr": 3}, {}, "group_detr=3 is more than the 2 of the file"),
         (
             {"num_queries": 12},
@@ -348,7 +347,9 @@ def test_queries_of_an_unknown_layout_are_cut_flat_with_one_warning(file, weight
         ),
     ],
 )
-def test_more_queries_or_groups_than_the_file_is_an_error_with_both_numbers(options, entries, message, file):
+def test_more_groups_than_the_file_or_queries_of_unknown_groups_is_an_error_with_both_numbers(
+    options, entries, message, file
+):
     with pytest.raises(ValueError, match=message):
         opened(file(**entries), **options)
 

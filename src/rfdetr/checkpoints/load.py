@@ -200,16 +200,18 @@ def resize_rows(tensor: Tensor, rows: int) -> Tensor:
     return tensor[torch.arange(rows, device=tensor.device) % len(tensor)]
 
 
-def cut_queries(table: Tensor, queries: int, groups: int, file_queries: int | None, file_groups: int | None) -> Tensor:
-    """Fit a query table (file groups * file queries, X) to (groups * queries, X), keeping the first of each group.
+def fit_queries(table: Tensor, queries: int, groups: int, file_queries: int | None, file_groups: int | None) -> Tensor:
+    """Fit a query table (file groups * file queries, X) to (groups * queries, X).
 
-    Without knowledge of the file's layout the first rows are taken; group 0 is right then, which inference uses.
+    Of each group the first queries are kept. More queries than the file's repeat them: they start from other boxes of
+    the encoder, so they find other objects. Without knowledge of the file's layout the first rows are taken; group 0
+    is right then, which inference uses.
     """
     rows = len(table)
     file_queries, file_groups = _query_layout(rows, file_queries, file_groups)
     if file_queries and file_groups:
-        grouped = table.view(file_groups, file_queries, -1)
-        return grouped[:groups, :queries].reshape(-1, table.shape[1])
+        grouped = table.view(file_groups, file_queries, -1)[:groups]
+        return grouped[:, torch.arange(queries) % file_queries].reshape(-1, table.shape[1])
     return table[: queries * groups]
 
 
@@ -221,31 +223,29 @@ def _query_layout(rows: int, queries: int | None, groups: int | None) -> tuple[i
 
 
 def _fit_queries(weights: dict[str, Tensor], checkpoint: Checkpoint, config: ModelConfig) -> None:
-    """Cut the query tables in place.
+    """Fit the query tables in place.
 
     Raises:
-        ValueError: the model needs more queries or groups than the file has.
+        ValueError: the model needs more groups than the file has, or more queries of unknown groups.
     """
     wanted_queries, wanted_groups = config.num_queries, config.group_detr
     rows = len(weights[_QUERY_TABLES[0]])
     known = {**checkpoint.args, **checkpoint.model_config}
     queries, groups = _query_layout(rows, known.get("num_queries"), known.get("group_detr"))
     too_few = []
-    if wanted_queries > (queries or rows):
-        too_few.append(f"num_queries={wanted_queries} is more than the {queries or rows} of the file")
     if queries and groups and wanted_groups > groups:
         too_few.append(f"group_detr={wanted_groups} is more than the {groups} of the file")
     if not queries and wanted_queries * wanted_groups > rows:
         too_few.append(f"num_queries={wanted_queries} x group_detr={wanted_groups} is more than its {rows} query rows")
     if too_few:
-        raise ValueError(f"checkpoint {checkpoint.path}: {', '.join(too_few)}; queries can be left out, not added")
+        raise ValueError(f"checkpoint {checkpoint.path}: {', '.join(too_few)}; they can be left out, not added")
     if not queries and wanted_groups > 1 and rows > wanted_queries * wanted_groups:
         warnings.warn(
             f"checkpoint {checkpoint.path} does not say how its queries are grouped; groups 1 and up start mixed",
             stacklevel=7,
         )
     for name in _QUERY_TABLES:
-        weights[name] = cut_queries(weights[name], wanted_queries, wanted_groups, queries, groups)
+        weights[name] = fit_queries(weights[name], wanted_queries, wanted_groups, queries, groups)
 
 
 def fit(checkpoint: Checkpoint, config: ModelConfig) -> dict[str, Tensor]:

@@ -66,9 +66,15 @@ def split(batch: Batch, parts: int) -> Iterator[Batch]:
     Raises:
         ValueError: the batch cannot be cut evenly.
     """
+    pictures = len(batch[0])
+    if pictures % parts:
+        raise ValueError(f"a batch of {pictures} pictures cannot be split into {parts} equal parts")
+    return cut(batch, parts)
+
+
+def cut(batch: Batch, pieces: int) -> Iterator[Batch]:
+    """Cut a batch into pieces of nearly equal size, in order; the last ones may be smaller."""
     samples, targets = batch
-    if len(samples) % parts:
-        raise ValueError(f"a batch of {len(samples)} pictures cannot be split into {parts} equal parts")
-    size = len(samples) // parts
+    size = -(-len(samples) // pieces)
     for start in range(0, len(samples), size):
         yield samples[start : start + size], targets[start : start + size]

@@ -8,7 +8,8 @@ from torch.utils.data import DataLoader
 
 from rfdetr.config import ModelConfig, TrainConfig
 from rfdetr.datasets.annotations import AnnotationSet
-from rfdetr.datasets.loader import Pictures, TrainOrder, make_loader
+from rfdetr.datasets.augment import build_augmentations
+from rfdetr.datasets.loader import EvalOrder, Pictures, TrainOrder, make_loader
 from rfdetr.datasets.transforms import EvalTransform, TrainTransform, multi_scale_sizes
 
 
@@ -21,20 +22,29 @@ def build_train_loader(
         sizes = multi_scale_sizes(model.resolution, model.block_size, config.expanded_scales)
         # By batch, all pictures come at the largest size and the step shrinks them.
         sizes = sizes if config.multi_scale == "per-sample" else sizes[-1:]
-    mirror = config.aug_config is None
-    transform = TrainTransform(tuple(sizes), config.square_resize_div_64, config.scale_jitter, mirror)
+    augment = build_augmentations(config.aug_config)
+    transform = TrainTransform(tuple(sizes), config.square_resize_div_64, config.scale_jitter, augment)
     pictures = Pictures(annotations, transform, order.seed)
     return make_loader(pictures, batch_size=order.effective, order=order, **_shared(config, model, on_cuda))
 
 
 def build_eval_loader(
-    config: TrainConfig, model: ModelConfig, annotations: AnnotationSet, on_cuda: bool, keep_workers: bool = True
+    config: TrainConfig,
+    model: ModelConfig,
+    annotations: AnnotationSet,
+    on_cuda: bool,
+    keep_workers: bool = True,
+    rank: int = 0,
+    world: int = 1,
 ) -> DataLoader:
-    """Every picture once, in order, prepared as `predict` does."""
+    """Every picture once, in order, prepared as `predict` does; process `rank` of `world` has every `world`-th."""
     pictures = Pictures(annotations, EvalTransform(model.resolution, config.square_resize_div_64))
     shared = _shared(config, model, on_cuda)
     shared["persistent_workers"] = shared["persistent_workers"] if keep_workers else False
-    return make_loader(pictures, batch_size=config.eval_batch_size or config.batch_size, **shared)
+    order = EvalOrder(len(annotations), rank, world)
+    # "auto" is for training: an evaluation takes the size that training has by default.
+    size = config.eval_batch_size or (4 if config.batch_size == "auto" else config.batch_size)
+    return make_loader(pictures, batch_size=size, order=order, **shared)
 
 
 def _shared(config: TrainConfig, model: ModelConfig, on_cuda: bool) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import signal
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -63,16 +64,16 @@ class TrainOrder(Sampler[Draw]):
         if size < 1:
             raise ValueError("the training split has no pictures")
         self.size, self.effective, self.seed, self.world, self.rank = size, effective, seed, world, rank
-        self.epoch = 0
+        self.epoch, self.first_step = 0, 0
         whole = effective * world
         self.total = max(-(-size // whole), self.min_steps) * whole
 
     def __len__(self) -> int:
         return self.total // self.world
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order comes next."""
-        self.epoch = epoch
+    def set_epoch(self, epoch: int, first_step: int = 0) -> None:
+        """Choose the epoch whose order comes next, and the optimiser step of it that comes first."""
+        self.epoch, self.first_step = epoch, first_step
 
     def order(self) -> np.ndarray:
         """Indices of all processes for the chosen epoch."""
@@ -83,15 +84,35 @@ class TrainOrder(Sampler[Draw]):
 
     def __iter__(self) -> Iterator[Draw]:
         order = self.order()
-        for position in range(self.rank, self.total, self.world):
+        first = self.first_step * self.effective * self.world
+        for position in range(first + self.rank, self.total, self.world):
             yield Draw(self.epoch, position, int(order[position]))
+
+
+class EvalOrder(Sampler[int]):
+    """Every picture once, in sequence; of several processes each takes every `world`-th."""
+
+    def __init__(self, size: int, rank: int = 0, world: int = 1) -> None:
+        self.positions = range(rank, size, world)
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.positions)
+
+
+def leave_signals(worker: int) -> None:
+    """Let the process that trains decide what a signal means; a loading process goes on until it is told to end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def make_loader(
     pictures: Pictures,
     *,
     batch_size: int,
-    order: TrainOrder | None = None,
+    order: TrainOrder | EvalOrder,
     block: int = 1,
     num_workers: int = 2,
     pin_memory: bool = False,
@@ -99,8 +120,8 @@ def make_loader(
     prefetch_factor: int | None = None,
     seed: int = 0,
 ) -> DataLoader:
-    """A loader of `(NestedTensor, targets)`: in the given order, else every picture once, in sequence."""
-    workers = min(num_workers, -(-len(order or pictures) // batch_size))
+    """A loader of `(NestedTensor, targets)` in the given order."""
+    workers = min(num_workers, -(-len(order) // batch_size))
     own = torch.Generator()
     own.manual_seed(seed)
     return DataLoader(
@@ -112,6 +133,7 @@ def make_loader(
         pin_memory=pin_memory,
         persistent_workers=workers > 0 and (persistent_workers is None or persistent_workers),
         prefetch_factor=(prefetch_factor or 2) if workers else None,
+        worker_init_fn=leave_signals if workers else None,
         # A generator of its own: loading must not move the random numbers of the network.
         generator=own,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,13 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rfdetr.datasets.geometry import Target, shift_and_scale, warp_target
+
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
-
-Target = dict[str, np.ndarray]
-
-# Fields of a target with one entry per object.
-PER_OBJECT = ("boxes", "labels", "area", "iscrowd")
 
 
 def resize(image: np.ndarray, hw: tuple[int, int]) -> np.ndarray:
@@ -27,12 +25,10 @@ def resize(image: np.ndarray, hw: tuple[int, int]) -> np.ndarray:
     return resized[0].permute(1, 2, 0).numpy()
 
 
-def resize_target(target: Target, hw: tuple[int, int], new_hw: tuple[int, int]) -> Target:
-    """Scale boxes and areas from a picture of size `hw` to `new_hw`."""
-    ratio_h, ratio_w = new_hw[0] / hw[0], new_hw[1] / hw[1]
-    scale = np.array([ratio_w, ratio_h, ratio_w, ratio_h], np.float32)
-    area = target["area"] * np.float32(ratio_w * ratio_h)
-    return {**target, "boxes": target["boxes"] * scale, "area": area, "size": np.array(new_hw, np.int64)}
+def resize_target(target: Target, hw: tuple[int, int], new_hw: tuple[int, int], sample: float = 0) -> Target:
+    """Scale everything of a target from a picture of size `hw` to `new_hw`; `sample`: see `warp_target`."""
+    matrix = shift_and_scale(scale_x=new_hw[1] / hw[1], scale_y=new_hw[0] / hw[0])
+    return warp_target(target, matrix, new_hw, whole=True, sample=sample)
 
 
 def short_side_size(hw: tuple[int, int], short: int, longest: int | None = None) -> tuple[int, int]:
@@ -48,20 +44,14 @@ def short_side_size(hw: tuple[int, int], short: int, longest: int | None = None)
 
 
 def crop_target(target: Target, top: int, left: int, hw: tuple[int, int]) -> Target:
-    """Move boxes into a crop of size `hw`, clamp them, and drop what ends empty."""
-    height, width = hw
-    boxes = target["boxes"] - np.array([left, top, left, top], np.float32)
-    boxes = np.clip(boxes, 0, np.array([width, height, width, height], np.float32))
-    size = boxes[:, 2:] - boxes[:, :2]
-    keep = (size > 0).all(1)
-    moved = {**target, "boxes": boxes, "area": size.prod(1).astype(np.float32), "size": np.array(hw, np.int64)}
-    return {key: value[keep] if key in PER_OBJECT else value for key, value in moved.items()}
+    """Move a target into a crop of size `hw`: boxes are clamped, and what ends empty is dropped."""
+    return warp_target(target, shift_and_scale(-left, -top), hw)
 
 
-def mirror_target(target: Target, width: int) -> Target:
-    """Mirror boxes left to right in a picture of this width."""
-    x0, y0, x1, y1 = target["boxes"].T
-    return {**target, "boxes": np.stack((width - x1, y0, width - x0, y1), axis=1)}
+def mirror_target(target: Target, width: int, flip_pairs: Sequence[int] = ()) -> Target:
+    """Mirror a target left to right in a picture of this width; `flip_pairs`: see `warp_target`."""
+    hw = int(target["size"][0]), width
+    return warp_target(target, shift_and_scale(width, 0, -1, 1), hw, whole=True, flip_pairs=flip_pairs)
 
 
 def to_relative(target: Target) -> Target:
@@ -119,21 +109,24 @@ def multi_scale_sizes(resolution: int, block: int, expanded: bool = True) -> lis
     return [size for o in offsets if (size := (resolution // block + o) * block) >= 2 * block]
 
 
+Augmentation = Callable[[np.ndarray, Target, np.random.Generator], tuple[np.ndarray, Target]]
+
+
 @dataclass(frozen=True)
 class TrainTransform:
-    """Resize, or crop and resize, then mirror: each with probability 1/2.
+    """Resize, or with probability 1/2 crop and resize, then augment.
 
     Args:
         sizes: square sizes (or short sides) of which one is drawn per picture.
         square: resize to squares; otherwise keep the aspect ratio, with the long side at most 1333.
         jitter: crop every second picture before the resize.
-        mirror: mirror every second picture.
+        augment: changes the resized picture and its target, but not its size; None for nothing.
     """
 
     sizes: tuple[int, ...]
     square: bool = True
     jitter: bool = True
-    mirror: bool = True
+    augment: Augmentation | None = None
 
     def __call__(self, image: np.ndarray, target: Target, rng: np.random.Generator) -> tuple[np.ndarray, Target]:
         cropped = self.jitter and rng.random() < 0.5
@@ -145,9 +138,8 @@ class TrainTransform:
             hw = (min(size, 1333),) * 2 if cropped else short_side_size(image.shape[:2], min(size, 1333), 1333)
         target = resize_target(target, image.shape[:2], hw)
         image = resize(image, hw)
-        if self.mirror and rng.random() < 0.5:
-            # NumPy copies reversed pixels one by one, fifty times slower than PyTorch.
-            image, target = torch.from_numpy(image).flip(1).numpy(), mirror_target(target, hw[1])
+        if self.augment is not None:
+            image, target = self.augment(image, target, rng)
         return image, to_relative(target)
 
     def _crop(self, image: np.ndarray, target: Target, rng: np.random.Generator) -> tuple[np.ndarray, Target]:

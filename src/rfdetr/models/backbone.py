@@ -109,7 +109,19 @@ class Encoder(nn.Module):
     @torch.no_grad()
     def resize_position_table(self, side: int) -> None:
         """Store the position table for another grid side."""
-        self.positions = nn.Parameter(resize_positions(self.positions, side, side).clone())
+        resized = resize_positions(self.positions, side, side).clone()
+        self.positions = nn.Parameter(resized, requires_grad=self.positions.requires_grad)
+
+    def freeze(self, first: bool | int) -> None:
+        """Stop the training of the encoder (True), or of its patches, positions and `first` blocks.
+
+        No gradient is computed below the first trained tensor, so nothing is kept in memory for it either.
+        """
+        if first is True:
+            self.requires_grad_(False)
+        elif first:
+            for part in (self.patches, self.class_token, self.positions, *self.blocks[:first]):
+                part.requires_grad_(False)
 
     def set_drop_path(self, rate: float) -> None:
         """Drop residual rows with a chance that grows linearly from 0 in the first block to `rate` in the last."""

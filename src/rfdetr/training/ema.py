@@ -8,6 +8,8 @@ import math
 import torch
 from torch import nn
 
+from rfdetr.training.runtime import local_part
+
 
 def ema_decay(update: int, decay: float, tau: float) -> float:
     """Decay at the n-th update, n = 1, 2, ...: it warms up over about `tau` updates."""
@@ -35,6 +37,7 @@ class ModelEma:
             return
         self.updates += 1
         pairs = list(zip(self.module.state_dict().values(), model.state_dict().values(), strict=True))
+        pairs = [(local_part(mean), local_part(live)) for mean, live in pairs]
         averaged = [(mean, live) for mean, live in pairs if mean.is_floating_point()]
         weight = 1 - ema_decay(self.updates, self.decay, self.tau)
         torch._foreach_lerp_([mean for mean, _ in averaged], [live for _, live in averaged], weight)

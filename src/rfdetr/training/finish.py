@@ -3,69 +3,75 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from rfdetr.checkpoints.load import read_checkpoint
-from rfdetr.checkpoints.names import to_internal
 from rfdetr.config import TrainConfig
 from rfdetr.datasets.annotations import AnnotationSet
 from rfdetr.datasets.build import build_eval_loader
 from rfdetr.datasets.layout import read_split
 from rfdetr.engine import evaluate
 from rfdetr.models.criterion import Criterion
+from rfdetr.models.lora import merge_adapters_
 from rfdetr.training import state as files
-from rfdetr.training.loggers import Sink, TextLog, finite, plot_history
+from rfdetr.training.loggers import finite, plot_history
 from rfdetr.training.metrics import epoch_metrics
 from rfdetr.training.progress import Progress
 from rfdetr.training.runtime import Runtime
 
 if TYPE_CHECKING:
     from rfdetr.main import Model
-    from rfdetr.training.run import Job, Run
+    from rfdetr.training.setup import Run
 
 
-def finish(this: Run, job: Job, text: TextLog, sinks: list[Sink]) -> Path:
-    """Write `checkpoint_best_total.pth`, `results.json` and the plot; returns the first."""
-    total = _best_weights(this)
-    found = {"valid": _judge(this, job.valid, None)}
-    if this.config.run_test and job.test is None:
-        warnings.warn(f"{this.config.dataset_dir} has no test split; the test run is left out", stacklevel=4)
-    elif job.test is not None:
-        found["test"] = _judge(this, job.test, this.criterion if this.config.compute_test_loss else None)
-        metrics = epoch_metrics(
-            this.state.global_step, {}, {"regular": found["test"]}, this.parts.optimizer, this.config, "test"
-        )
-        for sink in sinks:
+def finish(this: Run) -> None:
+    """Write `checkpoint_best_total.pth`, `results.json` and the plot; the model holds the best weights then."""
+    config, first = this.config, this.processes.is_first
+    _best_weights(this)
+    found = {}
+    if this.job.valid is not None:
+        found["valid"] = _judge(this, this.job.valid, None)
+    if config.run_test and this.job.test is None:
+        warnings.warn(f"{config.dataset_dir} has no test split; the test run is left out", stacklevel=4)
+    elif this.job.test is not None:
+        found["test"] = _judge(this, this.job.test, this.criterion if config.compute_test_loss else None)
+        scores = {"regular": found["test"]}
+        metrics = epoch_metrics(this.state.global_step, {}, scores, this.parts.optimizer, config, "test")
+        for sink in this.sinks:
             sink.log(this.state.epoch, metrics)
+    if not first or this.text is None:
+        return
     tables = {name: stats["results_json"]["class_map"] for name, stats in found.items()}
-    files.write_json(this.folder / "results.json", finite({**found["valid"]["results_json"], "class_map": tables}))
-    plot_history(text.history, this.folder / "metrics_plot.png")
-    return total
+    best = found.get("valid") or found.get("test") or {"results_json": {}}
+    files.write_json(this.folder / "results.json", finite({**best["results_json"], "class_map": tables}))
+    plot_history(this.text.history, this.folder / "metrics_plot.png")
 
 
-def _best_weights(this: Run) -> Path:
-    """Choose the better best file, and put its weights into the model."""
-    parts, source = this.parts, this.state.winner
+def _best_weights(this: Run) -> None:
+    """Choose the better best file, and put its weights into the model of every process."""
+    parts, source, model = this.parts, this.state.winner, this.model
     if source is None:
-        warnings.warn("no evaluation took place; the final weights become checkpoint_best_total.pth", stacklevel=5)
+        if this.job.valid is not None:
+            warnings.warn("no evaluation took place; the final weights become checkpoint_best_total.pth", stacklevel=6)
         source = "regular" if parts.ema is None else "ema"
-    last = parts.model if source == "regular" or parts.ema is None else parts.ema.module
-    total = files.save_total(this.folder, source, this.description, last)
-    parts.model.load_state_dict(to_internal(read_checkpoint(total).weights)[0])
-    return total
+    weights = files.whole_weights(parts.model if source == "regular" or parts.ema is None else parts.ema.module)
+    if this.processes.is_first and not this.config.dont_save_weights:
+        weights = files.save_total(this.folder, source, this.description, weights)
+    merge_adapters_(model.model)
+    model.put_weights(weights)
+    this.processes.share_weights(model.model)
 
 
 def _judge(this: Run, annotations: AnnotationSet, criterion: Criterion | None) -> dict[str, Any]:
-    runtime = this.parts.runtime
-    loader = build_eval_loader(
-        this.config, this.parts.config, annotations, runtime.device.type == "cuda", keep_workers=False
-    )
+    # The model is whole again, also where its training had split it.
+    runtime = replace(this.parts.runtime, splits_model=False)
+    loader = this.eval_loader(annotations, keep_workers=False)
     shared = {"runtime": runtime, "progress": this.progress}
-    model, settings = this.parts.model, this.settings
-    return evaluate(model, criterion, this.postprocess, loader, annotations, runtime.device, settings, **shared)[0]
+    module, settings = this.model.model, this.settings
+    return evaluate(module, criterion, this.postprocess, loader, annotations, runtime.device, settings, **shared)[0]
 
 
 def evaluate_split(model: Model, config: TrainConfig, split: str) -> dict[str, float]:

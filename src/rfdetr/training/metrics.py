@@ -54,7 +54,7 @@ def epoch_metrics(
     """The row of metrics.csv, whose names the loggers use too."""
     metrics: dict[str, float] = {"step": step}
     if trained:
-        metrics.update(_losses("train", trained))
+        metrics.update(_losses("train", trained, config.compact_train_metrics))
         rates = [group["lr"] for group in optimizer.param_groups]
         metrics.update({"train/lr": trained["lr"], "train/lr_min": min(rates), "train/lr_max": max(rates)})
     for kind, found in scores.items():
@@ -67,8 +67,8 @@ def epoch_metrics(
     return metrics
 
 
-def _losses(split: str, values: dict[str, Any]) -> dict[str, float]:
-    """Final losses under their names, those of the other layers summed as `<name>_aux`."""
+def _losses(split: str, values: dict[str, Any], compact: bool = True) -> dict[str, float]:
+    """Final losses under their names, those of the other layers summed as `<name>_aux`, or each on its own."""
     losses: dict[str, float] = {}
     for name, value in values.items():
         if name in ("loss", "class_error"):
@@ -76,7 +76,7 @@ def _losses(split: str, values: dict[str, Any]) -> dict[str, float]:
         elif name == "cardinality_error_unscaled":
             losses[f"{split}/cardinality_error"] = value
         elif name.startswith("loss_") and not name.endswith("_unscaled"):
-            layer = _LAYER.search(name)
+            layer = compact and _LAYER.search(name)
             column = f"{split}/{_LAYER.sub('', name)}_aux" if layer else f"{split}/{name}"
             losses[column] = losses.get(column, 0.0) + value
     return losses
@@ -96,11 +96,17 @@ def _table(split: str, found: dict[str, Any], per_class: bool) -> dict[str, floa
 
 
 def one_line(
-    epoch: int, epochs: int, trained: dict[str, float], scores: dict[str, dict[str, Any]], seconds: tuple[float, float]
+    epoch: int,
+    epochs: int,
+    trained: dict[str, float],
+    scores: dict[str, dict[str, Any]],
+    seconds: tuple[float, float],
+    waited: float,
 ) -> str:
-    """What is printed of an epoch."""
+    """What is printed of an epoch; `waited` is the share of the training time spent waiting for pictures."""
     parts = [f"epoch {epoch + 1}/{epochs}", f"loss {trained['loss']:.3f}", f"lr {trained['lr']:.2e}"]
     for kind, found in scores.items():
         box = found["coco_eval_bbox"]
         parts.append(f"{'EMA ' if kind == 'ema' else ''}AP {box[0]:.3f} AP50 {box[1]:.3f}")
-    return "  ".join([*parts, f"{seconds[1]:.0f} s"])
+    data = f" ({waited:.0%} waiting for data; more num_workers may help)" if waited > 0.2 else ""
+    return "  ".join([*parts, f"{seconds[1]:.0f} s{data}"])

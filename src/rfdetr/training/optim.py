@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
+import importlib
 import math
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from inspect import isclass
+from typing import Any, NamedTuple
 
-import torch
-from torch import nn
+import numpy as np
+from torch import nn, optim
 
 from rfdetr.checkpoints.names import published_names
 
@@ -56,9 +59,69 @@ def parameter_groups(model: nn.Module, rates: Rates) -> list[dict]:
     return list(groups.values())
 
 
-def build_optimizer(model: nn.Module, rates: Rates, fused: bool) -> torch.optim.AdamW:
-    """AdamW over the parameter groups; `names` stay in the groups so that a resumed run can match them."""
-    return torch.optim.AdamW(parameter_groups(model, rates), betas=(0.9, 0.999), eps=1e-8, fused=fused)
+def find_class(named: Any) -> Callable:
+    """A callable as it is, a class of `torch.optim` or its `lr_scheduler` by name, whatever its case, or a dotted path.
+
+    Raises:
+        ValueError: there is nothing of that name; the message gives the nearest ones.
+    """
+    if callable(named):
+        return named
+    text = str(named)
+    module, _, name = text.rpartition(".")
+    if module:
+        try:
+            return getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError) as error:
+            raise ValueError(f"{text!r} cannot be imported: {error}") from None
+    known = {n.lower(): c for space in (optim, optim.lr_scheduler) for n, c in vars(space).items() if isclass(c)}
+    if text.lower() not in known:
+        near = ", ".join(known[close].__name__ for close in difflib.get_close_matches(text.lower(), known))
+        raise ValueError(f"{text!r} is no class of torch.optim (near: {near or 'none'}), and no dotted path")
+    return known[text.lower()]
+
+
+def build_optimizer(
+    model: nn.Module, rates: Rates, fused: bool, kind: Any = "adamw", settings: Mapping[str, Any] | None = None
+) -> optim.Optimizer:
+    """The optimiser over the parameter groups; `names` stay in them so that a resumed run can match them.
+
+    Args:
+        kind: "adamw", or what `find_class` takes; others than AdamW get no other defaults than their own.
+        settings: further arguments.
+    """
+    groups = parameter_groups(model, rates)
+    if kind == "adamw":
+        defaults: dict[str, Any] = {"betas": (0.9, 0.999), "eps": 1e-8, "fused": fused}
+        return optim.AdamW(groups, **{**defaults, **(settings or {})})
+    return find_class(kind)(groups, lr=rates.lr, **(settings or {}))
+
+
+def build_scheduler(
+    optimizer: optim.Optimizer, factor: Callable[[int], float], kind: Any, settings: Mapping[str, Any]
+) -> Any:
+    """The schedule: `factor` by optimiser step for "step" and "cosine", else what `find_class` takes."""
+    if kind in ("step", "cosine"):
+        return optim.lr_scheduler.LambdaLR(optimizer, factor)
+    return find_class(kind)(optimizer, **settings)
+
+
+def drop_path_rates(
+    rate: float, epochs: int, steps_per_epoch: int, mode: str = "standard", schedule: str = "constant", cutoff: int = 0
+) -> np.ndarray:
+    """Drop-path rate of every optimiser step, (epochs * steps_per_epoch,).
+
+    Args:
+        mode: "standard": in the whole run; "early": until epoch `cutoff`; "late": from then on.
+        schedule: "linear" lets an early rate fall to 0, both ends included.
+    """
+    before, after = cutoff * steps_per_epoch, (epochs - cutoff) * steps_per_epoch
+    if mode == "standard":
+        return np.full(epochs * steps_per_epoch, rate)
+    if mode == "late":
+        return np.concatenate((np.zeros(before), np.full(after, rate)))
+    early = np.linspace(rate, 0, before) if schedule == "linear" else np.full(before, rate)
+    return np.concatenate((early, np.zeros(after)))
 
 
 def lr_factor(

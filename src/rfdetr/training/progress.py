@@ -1,38 +1,136 @@
-"""What a person sees while a run goes on."""
+"""What a person sees while a run goes on, and how long a pass waited for its data."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from operator import length_hint
+from time import perf_counter
+
+import torch
+
+from rfdetr.extras import require
+
+# Moves a bar on by one batch and puts a text behind it.
+Advance = Callable[[str], None]
 
 
 class Progress:
-    """A live bar per pass (`kind="tqdm"`), or nothing."""
+    """A live bar per pass on stderr (`kind` "tqdm" or "rich"), or nothing; the clock runs in any case."""
 
     def __init__(self, kind: str | None = None) -> None:
+        if kind == "rich":
+            require("rich")
         self.kind = kind
-        self._bar = None
+        self._begin()
 
-    def over(self, batches: Iterable, title: str) -> Iterator:
-        """Iterate over batches under a bar."""
-        if self.kind is None:
-            yield from batches
-            return
-        from tqdm import tqdm
+    def _begin(self) -> None:
+        self._advance: Advance | None = None
+        self._values: dict[str, str] = {}
+        self._waited, self._elapsed, self._batches = 0.0, 0.0, 0
 
-        self._bar = tqdm(batches, desc=title, leave=False, dynamic_ncols=True, file=sys.stderr)
+    def over(self, batches: Iterable, title: str, total: int | None = None, start: int = 0) -> Iterator:
+        """Iterate over batches under a bar.
+
+        Args:
+            total: batches of the whole pass; None takes `start` and what `batches` has.
+            start: batches that were done before, which `batches` does not have.
+        """
+        if total is None and (there := length_hint(batches, -1)) >= 0:
+            total = start + there
+        self._begin()
         try:
-            yield from self._bar
+            with _BARS[self.kind](title, total, start) as self._advance:
+                yield from self._timed(batches)
         finally:
-            self._bar.close()
-            self._bar = None
+            self._advance = None
+
+    def _timed(self, batches: Iterable) -> Iterator:
+        begun = asked = perf_counter()
+        for batch in batches:
+            given = perf_counter()
+            self._waited += given - asked
+            self._elapsed = given - begun
+            yield batch
+            self._batches += 1
+            if self._advance is not None:
+                self._advance(self._text())
+            asked = perf_counter()
+            self._elapsed = asked - begun
 
     def show(self, **values: str) -> None:
         """Put values behind the bar."""
-        if self._bar is not None:
-            self._bar.set_postfix(values, refresh=False)
+        self._values = values
 
     @property
     def live(self) -> bool:
         """Whether a bar is shown, so that values for it are worth computing."""
-        return self._bar is not None
+        return self._advance is not None
+
+    @property
+    def waited(self) -> float:
+        """Share (0..1) of the last pass's time that was spent waiting for data."""
+        return self._waited / self._elapsed if self._elapsed else 0.0
+
+    @property
+    def seconds_per_batch(self) -> float:
+        """Mean over the last pass, the waiting included."""
+        return self._elapsed / max(1, self._batches)
+
+    def _text(self) -> str:
+        shown = {**self._values, "memory": _memory(), "data": f"{self.waited:.0%}"}
+        return ", ".join(f"{name} {value}" for name, value in shown.items() if value)
+
+
+def _memory() -> str:
+    """GiB that PyTorch holds on the GPU, without one the most this process has had; "" where nobody tells."""
+    if torch.cuda.is_initialized():
+        return f"{torch.cuda.memory_reserved() / 2**30:.1f}G"
+    if sys.platform == "win32":
+        return ""
+    import resource
+
+    # Bytes on macOS, KiB elsewhere.
+    unit = 1 if sys.platform == "darwin" else 2**10
+    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30:.1f}G"
+
+
+@contextmanager
+def _tqdm_bar(title: str, total: int | None, start: int) -> Iterator[Advance]:
+    from tqdm import tqdm
+
+    with tqdm(desc=title, total=total, initial=start, leave=False, dynamic_ncols=True, file=sys.stderr) as bar:
+
+        def advance(text: str) -> None:
+            bar.set_postfix_str(text, refresh=False)
+            bar.update()
+
+        yield advance
+
+
+@contextmanager
+def _rich_bar(title: str, total: int | None, start: int) -> Iterator[Advance]:
+    parts, console = require("rich.progress"), require("rich.console").Console(file=sys.stderr)
+    column = require("rich.table").Column
+    # On a narrow terminal the bar gives way.
+    columns = (
+        parts.TextColumn("{task.description}"),
+        parts.BarColumn(),
+        parts.MofNCompleteColumn(table_column=column(no_wrap=True)),
+        parts.TimeRemainingColumn(table_column=column(no_wrap=True)),
+        parts.TextColumn("{task.fields[text]}"),
+    )
+    # What a script prints into a file must not end up on the terminal with the bar.
+    on_screen = sys.stdout.isatty()
+    with parts.Progress(*columns, console=console, transient=True, redirect_stdout=on_screen) as bar:
+        task = bar.add_task(title, total=total, completed=start, text="")
+
+        def advance(text: str) -> None:
+            speed = bar.tasks[task].speed
+            bar.update(task, advance=1, text=f"{speed:.2f}it/s, {text}" if speed else text)
+
+        yield advance
+
+
+_BARS = {None: lambda *_: nullcontext(), "tqdm": _tqdm_bar, "rich": _rich_bar}

@@ -1,37 +1,34 @@
-"""A training run, told in order: data, optimiser, epochs, best weights, test."""
+"""A training run, told in order: optimiser, epochs, best weights, test."""
 
 from __future__ import annotations
 
-import datetime
-import secrets
+import json
 import time
-import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
-from rfdetr.checkpoints.load import read_checkpoint
-from rfdetr.checkpoints.save import description
-from rfdetr.config import ModelConfig, TrainConfig
+from rfdetr.config import TrainConfig
 from rfdetr.datasets.annotations import AnnotationSet
-from rfdetr.datasets.build import build_eval_loader, build_train_loader
-from rfdetr.datasets.layout import has_split, read_split
-from rfdetr.datasets.loader import TrainOrder
-from rfdetr.engine import evaluate, set_drop_path, train_one_epoch
+from rfdetr.datasets.build import build_train_loader
+from rfdetr.engine import Averages, evaluate, train_one_epoch
 from rfdetr.log import logger
-from rfdetr.models.criterion import Criterion, loss_weights
+from rfdetr.models.lora import merge_adapters_
 from rfdetr.training import state as files
-from rfdetr.training.ema import ModelEma
+from rfdetr.training.auto_batch import choose_batch_size
 from rfdetr.training.finish import finish
-from rfdetr.training.loggers import Sink, TextLog, finite, open_sinks
+from rfdetr.training.job import Job
+from rfdetr.training.loggers import TextLog, finite, open_sinks
 from rfdetr.training.metrics import epoch_metrics, epoch_stats, one_line
-from rfdetr.training.optim import Rates, build_optimizer, lr_factor
-from rfdetr.training.progress import Progress
-from rfdetr.training.runtime import Runtime, keeping_memory, mixed_precision, refuse_many_processes, seed_everything
-from rfdetr.training.state import EarlyStopping, Parts, RunState
+from rfdetr.training.optim import drop_path_rates
+from rfdetr.training.runtime import Processes, Runtime, keeping_memory, mixed_precision, seed_everything
+from rfdetr.training.setup import Run, build_run
+from rfdetr.training.summary import record, save_grids, summary
+from rfdetr.training.watch import Interrupted
 
 if TYPE_CHECKING:
     from rfdetr.main import Model
@@ -39,260 +36,258 @@ if TYPE_CHECKING:
 Callbacks = dict[str, list[Callable]]
 
 
-@dataclass
-class Job:
-    """The splits of a data set, read and checked."""
+def run(model: Model, config: TrainConfig, job: Job, callbacks: Callbacks, processes: Processes) -> int | None:
+    """Train `model`, which holds the best weights afterwards.
 
-    train: AnnotationSet
-    valid: AnnotationSet
-    test: AnnotationSet | None
-    class_names: list[str]
+    Returns:
+        None, or the number of the signal that ended the run; the model holds the weights it had then.
+    """
+    with keeping_memory(model.device):
+        seed_everything(job.seed + processes.rank)
+        module = model.ready()
+        amp = mixed_precision(config.amp_dtype, model.device) if model.config.amp else None
+        runtime = Runtime(model.device, amp, processes, config.strategy == "fsdp" and processes.world > 1)
+        if config.batch_size == "auto":
+            config = choose_batch_size(config, model.config, module, runtime)
+        try:
+            this = build_run(model, module, config, job, runtime, callbacks)
+            return None if _is_finished(this) else _run(this)
+        finally:
+            # However the run ends, the model in memory is a plain one with the weights of that moment.
+            merge_adapters_(module)
 
-    @property
-    def raw_labels(self) -> list[int] | None:
-        """Label of each class name where the data set's category ids are the labels."""
-        categories = self.train.categories
-        return list(categories.labels) if categories.raw_ids else None
 
-    @property
-    def num_classes(self) -> int:
-        """Classes that the head must have."""
-        return self.train.categories.num_classes
+def _is_finished(this: Run) -> bool:
+    """Whether a resumed run has nothing left to do; its best weights are put into the model then."""
+    if this.job.checkpoint is None or not (this.state.ended or this.state.epoch >= this.config.epochs):
+        return False
+    total = this.folder / files.BEST_TOTAL
+    if not (total.is_file() and (this.folder / "results.json").is_file()):
+        return False
+    path, epochs = this.job.checkpoint.path, this.config.epochs
+    logger.warning("%s is finished: it has %d of %d epochs", path, min(this.state.epoch, epochs), epochs)
+    this.model.load_weights(total)
+    return True
 
 
-def prepare(config: TrainConfig) -> Job:
-    """Read and check everything that can be checked before time is spent: data, output folder, processes.
+def _run(this: Run) -> int | None:
+    train_loader = build_train_loader(this.config, this.model.config, this.job.train, this.order, this.on_cuda)
+    valid_loader = None if this.job.valid is None else this.eval_loader(this.job.valid)
+    _open(this)
+    try:
+        with this.watch.listening():
+            _check_validation(this, valid_loader)
+            for epoch in range(this.state.epoch, this.config.epochs):
+                if this.state.ended or _epoch(this, epoch, train_loader, valid_loader):
+                    logger.info("the run ends early, after epoch %d", epoch + 1)
+                    break
+            with this.watch.all_saved():
+                finish(this)
+    except Interrupted:
+        logger.warning("the run was interrupted; train(resume=True) goes on from %s", this.folder / files.LAST)
+        return max(number or 0 for number in this.processes.gather(this.watch.signal))
+    finally:
+        for sink in this.sinks:
+            sink.close()
+    for callback in this.callbacks["on_train_end"] if this.processes.is_first else ():
+        callback()
+    return None
+
+
+def _open(this: Run) -> None:
+    """Files and services of the run, and what is said of it before its first step."""
+    if not this.processes.is_first:
+        return
+    config, folder = this.config, this.folder
+    if this.job.checkpoint is None:
+        if aside := files.set_aside(folder):
+            logger.info("%s holds an earlier run; its files are in %s now", folder, aside)
+    else:
+        files.bring_along(this.job.checkpoint.path.parent, folder, this.state)
+    files.write_json(folder / "training_config.json", record(this))
+    saved = this.job.checkpoint.content.get("history") if this.job.checkpoint else None
+    this.text = TextLog(folder, **json.loads(saved or "{}"))
+    this.sinks = [this.text, *open_sinks(folder, config, this.state.epoch)]
+    if config.train_log_on_step:
+
+        def log_step(step: int, loss: float, lr: float) -> None:
+            for sink in this.sinks:
+                sink.log_step(step, {"train/loss_step": loss, "train/lr_step": lr})
+
+        this.watch.on_step = log_step
+    logger.info("%s", summary(this))
+    if config.save_dataset_grids:
+        save_grids(this)
+
+
+def _check_validation(this: Run, loader: Any) -> None:
+    """Run a few validation batches, so that what is wrong there shows now and not after an epoch."""
+    count = this.config.num_sanity_val_steps
+    if count and loader is not None and this.state.step == 0:
+        batches = list(islice(loader, count))
+        logger.info("checking %d validation batches", len(batches))
+        _judge(this, this.parts.model, batches, this.job.valid, False, "check")
+
+
+def _epoch(this: Run, epoch: int, train_loader: Any, valid_loader: Any) -> bool:
+    """Train one epoch, save it, evaluate, keep the best, log; returns whether the run should end.
 
     Raises:
-        FileNotFoundError, ValueError: what is wrong, by name.
+        Interrupted: a signal came; what was trained is saved.
     """
-    refuse_many_processes()
-    root = Path(config.dataset_dir)
-    root = root.parent if root.is_file() else root
-    train = read_split(root, "train", config.dataset_file)
-    if not len(train):
-        raise ValueError(f"{train.source} lists no pictures to train on")
-    valid = read_split(root, "valid", config.dataset_file, train.categories)
-    test = None
-    if config.run_test and has_split(root, "test", config.dataset_file):
-        test = read_split(root, "test", config.dataset_file, train.categories)
-    names = config.class_names or train.class_names
-    if len(names) > len(train.class_names):
-        raise ValueError(
-            f"class_names has {len(names)} names for the {len(train.class_names)} classes of {train.source}"
-        )
-    if names != train.class_names:
-        warnings.warn(f"class_names differ from those of the data set, {train.class_names}", stacklevel=4)
-    if config.resume is not None:
-        read_checkpoint(config.resume)
-    Path(config.output_dir).mkdir(parents=True, exist_ok=True)
-    return Job(train, valid, test, list(names))
-
-
-@dataclass
-class Run:
-    """The parts of a run that its steps share."""
-
-    config: TrainConfig
-    settings: Any
-    folder: Path
-    parts: Parts
-    state: RunState
-    criterion: Criterion
-    postprocess: Callable
-    progress: Progress
-    description: dict[str, Any]
-
-
-def run(model: Model, config: TrainConfig, job: Job, callbacks: Callbacks) -> Path | None:
-    """Train `model` and return the file with the best weights; None when a resumed run was already finished."""
-    with keeping_memory(model.device):
-        return _run(model, config, job, callbacks)
-
-
-def _run(model: Model, config: TrainConfig, job: Job, callbacks: Callbacks) -> Path | None:
-    folder = Path(config.output_dir)
-    seed = secrets.randbelow(2**31) if config.seed is None else config.seed
-    seed_everything(seed)
-    module = model.ready()
-    order = TrainOrder(len(job.train), config.batch_size * config.grad_accum_steps, seed)
-    this = _build_run(model, module, config, job, folder, seed, len(order) // order.effective)
-    if config.resume is not None:
-        _resume(this, Path(config.resume), order)
-        if this.state.epoch >= config.epochs:
-            logger.warning("%s is finished: it has %d of %d epochs", config.resume, this.state.epoch, config.epochs)
-            return None
-    on_cuda = this.parts.runtime.device.type == "cuda"
-    train_loader = build_train_loader(config, model.config, job.train, order, on_cuda)
-    valid_loader = build_eval_loader(config, model.config, job.valid, on_cuda)
-    if config.resume is None and (aside := files.set_aside(folder)):
-        logger.info("%s holds an earlier run; its files are in %s now", folder, aside)
-    files.write_json(folder / "training_config.json", _record(model.config, config, job))
-    text = TextLog(folder, go_on=config.resume is not None)
-    sinks: list[Sink] = [text, *open_sinks(folder, config)]
-    logger.info("%s", _summary(this, job, order))
-    try:
-        for epoch in range(this.state.epoch, config.epochs):
-            stop = _epoch(this, epoch, train_loader, valid_loader, job, text, sinks, callbacks)
-            if stop or model.stop_early:
-                logger.info("the run ends early, after epoch %d", epoch + 1)
-                break
-        best = finish(this, job, text, sinks)
-    finally:
-        for sink in sinks:
-            sink.close()
-    for callback in callbacks["on_train_end"]:
-        callback()
-    return best
-
-
-def _build_run(
-    model: Model, module: torch.nn.Module, config: TrainConfig, job: Job, folder: Path, seed: int, steps: int
-) -> Run:
-    """Criterion, optimiser, schedule, average: everything that learns."""
-    settings = model.args
-    settings.__dict__.update(
-        config.model_dump(exclude={"group_detr", "segmentation_head", "ia_bce_loss", "num_select"})
-    )
-    device = next(module.parameters()).device
-    amp = mixed_precision(config.amp_dtype, device) if model.config.amp else None
-    rates = Rates(
-        config.lr,
-        config.lr_encoder,
-        config.weight_decay,
-        config.lr_vit_layer_decay,
-        config.lr_component_decay,
-        model.config.out_feature_indexes[-1],
-    )
-    runtime = Runtime(device, amp)
-    optimizer = build_optimizer(module, rates, fused=device.type != "mps" and not runtime.scaler.is_enabled())
-    factor = lr_factor(
-        config.lr_scheduler, steps, config.epochs, config.warmup_epochs, config.lr_drop, config.lr_min_factor
-    )
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-    ema = ModelEma(module, config.ema_decay, config.ema_tau, config.ema_update_interval) if config.use_ema else None
-    use_ia_bce = model.config.ia_bce_loss if config.ia_bce_loss is None else config.ia_bce_loss
-    stopping = EarlyStopping(
-        config.early_stopping_patience, config.early_stopping_min_delta, config.early_stopping_use_ema
-    )
-    postprocess = type(model.postprocess)(config.num_select or model.config.num_select)
-    return Run(
-        config=config,
-        settings=settings,
-        folder=folder,
-        parts=Parts(module, model.config, optimizer, scheduler, ema, runtime),
-        state=RunState(seed=seed, stopping=stopping),
-        criterion=Criterion(
-            loss_weights(model.config.dec_layers, config.cls_loss_coef),
-            model.config.group_detr,
-            "ia_bce" if use_ia_bce else "focal",
-        ).to(device),
-        postprocess=postprocess,
-        progress=Progress(config.progress_bar),
-        description=description(model.config, job.class_names, {**config.model_dump(), "class_labels": job.raw_labels}),
-    )
-
-
-def _resume(this: Run, path: Path, order: TrainOrder) -> None:
-    fresh = files.resume(path, this.parts, this.state)
-    files.bring_along(path.parent, this.folder, this.state)
-    order.seed = this.state.seed
-    if fresh:
-        warnings.warn(f"{path} holds no state of: {', '.join(fresh)}; these start fresh", stacklevel=5)
-
-
-def _epoch(
-    this: Run,
-    epoch: int,
-    train_loader: Any,
-    valid_loader: Any,
-    job: Job,
-    text: TextLog,
-    sinks: list[Sink],
-    callbacks: Callbacks,
-) -> bool:
-    """Train one epoch, save it, evaluate, keep the best, log; returns whether the run should end."""
     config, parts, state = this.config, this.parts, this.state
     started = time.monotonic()
-    train_loader.sampler.set_epoch(epoch)
-    steps = len(train_loader)
-    set_drop_path(parts.model, config.drop_path)
-    trained = train_one_epoch(
-        parts.model,
-        this.criterion,
-        parts.scheduler,
-        train_loader,
-        parts.optimizer,
-        parts.runtime.device,
-        epoch,
-        train_loader.batch_size,
-        config.clip_max_norm,
-        parts.ema,
-        num_training_steps_per_epoch=steps,
-        args=this.settings,
-        callbacks=callbacks,
-        runtime=parts.runtime,
-        progress=this.progress,
-    )
-    parts.model.eval()
-    state.epoch, state.global_step = epoch, state.global_step + steps
-    train_time = time.monotonic() - started
+    state.begin(epoch)
+    trained = _train(this, train_loader)
+    train_time, waited = time.monotonic() - started, this.progress.waited
+    due = (epoch + 1) % config.eval_interval == 0 or epoch + 1 == config.epochs
     # Saved before the evaluation, so that nothing trained is lost if that fails.
-    _save_last(this)
+    _save(this)
+    (leave,) = this.processes.any(this.watch.wants_stop)
+    if leave or state.step < this.steps:
+        raise Interrupted
     scores: dict[str, dict[str, Any]] = {}
-    if (epoch + 1) % config.eval_interval == 0 or epoch + 1 == config.epochs:
-        scores = _evaluate_both(this, valid_loader, job.valid, config.compute_val_loss is not False)
+    if due and valid_loader is not None:
+        with this.watch.all_saved():
+            scores = _evaluate(this, valid_loader)
+    extra = _evaluate_training(this) if config.compute_train_metrics else {}
     stop = _keep_best(this, scores)
-    if scores:
-        _save_last(this)
     seconds = (train_time, time.monotonic() - started)
     stats = finite(epoch_stats(epoch, trained, scores, state, parts.model, seconds))
-    text.write_stats(stats)
-    metrics = epoch_metrics(state.global_step, trained, scores, parts.optimizer, config)
-    for sink in sinks:
-        sink.log(epoch, metrics)
-    logger.info("%s", one_line(epoch, config.epochs, trained, scores, seconds))
-    for callback in callbacks["on_fit_epoch_end"]:
-        callback(stats)
-    return stop
+    metrics = {**epoch_metrics(state.global_step, trained, scores, parts.optimizer, config), **extra}
+    _step_schedule(this, metrics)
+    state.judged, state.ended, this.averages = True, stop, Averages()
+    if this.text is not None:
+        this.text.write_stats(stats)
+        this.text.log(epoch, metrics)
+    _save(this)
+    if this.processes.is_first:
+        for sink in this.sinks[1:]:
+            sink.log(epoch, metrics)
+        logger.info("%s", one_line(epoch, config.epochs, trained, scores, seconds, waited))
+        for callback in this.callbacks["on_fit_epoch_end"]:
+            callback(stats)
+    return any(this.processes.any(stop, this.model.stop_early))
 
 
-def _save_last(this: Run) -> None:
-    files.save_last(this.folder / files.LAST, this.parts, this.state, this.description)
-    if (this.state.epoch + 1) % this.config.checkpoint_interval == 0:
-        numbered = this.folder / f"checkpoint_{this.state.epoch}.pth"
-        files.save_last(numbered, this.parts, this.state, this.description)
+def _train(this: Run, loader: Any) -> dict[str, float]:
+    """The steps of an epoch that are left; their means, with those of the steps before a break."""
+    config, parts, state = this.config, this.parts, this.state
+    this.order.set_epoch(state.epoch, state.step)
+    schedule = drop_path_rates(
+        config.drop_path, config.epochs, this.steps, config.drop_mode, config.drop_schedule, config.cutoff_epoch
+    )
+    own_pace = config.lr_scheduler not in ("step", "cosine") and _by_epoch(config)
+    before = this.averages.steps
+    trained = train_one_epoch(
+        parts.trained,
+        this.criterion,
+        None if own_pace else parts.scheduler,
+        loader if state.step < this.steps else (),
+        parts.optimizer,
+        parts.runtime.device,
+        state.epoch,
+        this.order.effective,
+        config.clip_max_norm,
+        parts.ema,
+        {"dp": schedule} if config.drop_path else {},
+        this.steps,
+        args=this.settings,
+        callbacks=this.callbacks,
+        runtime=parts.runtime,
+        progress=this.progress,
+        averages=this.averages,
+        watch=this.watch,
+    )
+    parts.model.eval()
+    state.step = this.averages.steps
+    state.global_step += state.step - before
+    return trained
 
 
-def _modules(this: Run) -> dict[str, torch.nn.Module]:
-    """The regular model, and the averaged one if there is one."""
-    ema = this.parts.ema
-    return {"regular": this.parts.model, **({} if ema is None else {"ema": ema.module})}
+def _by_epoch(config: TrainConfig) -> bool:
+    return config.lr_scheduler_interval == "epoch" or "plateau" in str(config.lr_scheduler).lower()
 
 
-def _evaluate_both(this: Run, loader: Any, annotations: AnnotationSet, with_loss: bool) -> dict[str, dict[str, Any]]:
-    """Statistics of the regular and of the averaged weights, those that are there and asked for."""
-    modules = _modules(this)
-    if not this.config.eval_base_model and "ema" in modules:
-        del modules["regular"]
+def _step_schedule(this: Run, metrics: dict[str, float]) -> None:
+    """Move a schedule that goes by epochs; one that watches a metric gets it.
+
+    Raises:
+        ValueError: there is no such metric; the message lists those there are.
+    """
+    config = this.config
+    if config.lr_scheduler in ("step", "cosine") or not _by_epoch(config):
+        return
+    if not isinstance(this.parts.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+        this.parts.scheduler.step()
+    elif config.lr_scheduler_monitor in metrics:
+        this.parts.scheduler.step(metrics[config.lr_scheduler_monitor])
+    elif (this.state.epoch + 1) % config.eval_interval == 0:
+        names = ", ".join(sorted(metrics))
+        raise ValueError(f"lr_scheduler_monitor={config.lr_scheduler_monitor!r} is not measured; there are {names}")
+
+
+def _save(this: Run) -> None:
+    if this.config.dont_save_weights:
+        return
+    extra: dict[str, Any] = {
+        "steps": this.steps,
+        "averages": this.processes.gather(this.averages.state()),
+    }
+    if this.text is not None:
+        extra["history"] = json.dumps({"history": this.text.history, "lines": this.text.lines})
+    numbered = this.state.judged and (this.state.epoch + 1) % this.config.checkpoint_interval == 0
+    # The numbered one first: a run killed between the two would go on from the other without ever writing it.
+    for name in (*([f"checkpoint_{this.state.epoch}.pth"] if numbered else ()), files.LAST):
+        files.save_last(this.folder / name, this.parts, this.state, this.description, extra)
+
+
+def _modules(this: Run) -> dict[str, nn.Module]:
+    """The regular model, and the averaged one if there is one; those that are evaluated."""
+    modules = {"regular": this.parts.model}
+    if this.parts.ema is not None:
+        modules["ema"] = this.parts.ema.module
+        if not this.config.eval_base_model:
+            del modules["regular"]
+    return modules
+
+
+def _evaluate(this: Run, loader: Any) -> dict[str, dict[str, Any]]:
+    """Statistics on the validation split of the regular and of the averaged weights."""
+    with_loss = this.config.compute_val_loss is not False
+    return {
+        kind: _judge(this, module, loader, this.job.valid, with_loss, f"evaluate {kind}")
+        for kind, module in _modules(this).items()
+    }
+
+
+def _judge(
+    this: Run, module: nn.Module, loader: Any, annotations: AnnotationSet | None, with_loss: bool, title: str
+) -> dict[str, Any]:
     runtime = this.parts.runtime
     if this.config.fp16_eval:
-        runtime = Runtime(runtime.device, torch.float16)
-    return {
-        kind: evaluate(
-            module,
-            this.criterion if with_loss else None,
-            this.postprocess,
-            loader,
-            annotations,
-            runtime.device,
-            this.settings,
-            runtime=runtime,
-            progress=this.progress,
-            title=f"evaluate {kind}",
-        )[0]
-        for kind, module in modules.items()
-    }
+        runtime = replace(runtime, amp=torch.float16)
+    assert annotations is not None
+    return evaluate(
+        module,
+        this.criterion if with_loss else None,
+        this.postprocess,
+        loader,
+        annotations,
+        runtime.device,
+        this.settings,
+        runtime=runtime,
+        progress=this.progress,
+        title=title,
+    )[0]
+
+
+def _evaluate_training(this: Run) -> dict[str, float]:
+    """AP of the regular weights on the training split, prepared as the validation split is."""
+    loader = this.eval_loader(this.job.train, keep_workers=False)
+    found = _judge(this, this.parts.model, loader, this.job.train, False, "evaluate training split")
+    box = found["coco_eval_bbox"]
+    return {"train/mAP_50_95": box[0], "train/mAP_50": box[1], "train/mAP_75": box[2], "train/mAR": box[8]}
 
 
 def score_of(stats: dict[str, Any] | None, metric: str) -> float | None:
@@ -306,31 +301,14 @@ def _keep_best(this: Run, scores: dict[str, dict[str, Any]]) -> bool:
     if not scores or state.epoch < config.skip_best_epochs:
         return False
     values = {kind: score_of(scores.get(kind), config.best_model_metric) for kind in files.BEST_FILES}
+    regular = values["regular"]
+    if regular is not None:
+        values["regular"] = state.smooth(regular, config.smooth_alpha)
     modules = _modules(this)
     for kind, value in values.items():
-        if value is not None and state.best[kind].is_beaten_by(value, state.epoch):
-            files.save_best(this.folder / files.BEST_FILES[kind], modules[kind], state.epoch, value, this.description)
-    return config.early_stopping and state.stopping.should_stop(values["regular"], values["ema"])
-
-
-def _record(model: ModelConfig, config: TrainConfig, job: Job) -> dict[str, Any]:
-    return finite(
-        {
-            "train_config": config.model_dump(mode="json"),
-            "model_config": model.model_dump(mode="json"),
-            "model_config_type": type(model).__name__,
-            "class_names": job.class_names,
-            "num_classes": model.num_classes,
-            "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        }
-    )
-
-
-def _summary(this: Run, job: Job, order: TrainOrder) -> str:
-    trained = sum(p.numel() for p in this.parts.model.parameters() if p.requires_grad) / 1e6
-    test = f", {len(job.test)} for the test" if job.test is not None else ""
-    return (
-        f"{len(job.train)} pictures to train on, {len(job.valid)} to validate{test}; {len(job.class_names)} classes; "
-        f"{trained:.1f} M parameters; {len(order) // order.effective} steps of {order.effective} pictures per epoch, "
-        f"epochs {this.state.epoch + 1} to {this.config.epochs} on {this.parts.runtime.device}; seed {this.state.seed}"
-    )
+        if value is not None and state.best[kind].is_beaten_by(value, state.epoch) and not config.dont_save_weights:
+            weights = files.whole_weights(modules[kind])
+            if this.processes.is_first:
+                path = this.folder / files.BEST_FILES[kind]
+                files.save_best(path, weights, state.epoch, value, this.description)
+    return config.early_stopping and state.stopping.should_stop(regular, values["ema"])

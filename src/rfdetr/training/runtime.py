@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import os
 import platform
 import random
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from rfdetr.datasets.batch import Batch
 from rfdetr.datasets.transforms import normalise
+from rfdetr.log import logger
 
 
 def select_device(wanted: str = "auto") -> torch.device:
@@ -44,17 +49,109 @@ def mixed_precision(amp_dtype: str | None, device: torch.device) -> torch.dtype 
     return {"bf16": torch.bfloat16, "fp16": torch.float16}[amp_dtype]
 
 
+@dataclass(frozen=True)
+class Processes:
+    """The processes of a run, and what they tell each other; every method must be called by all of them.
+
+    Args:
+        rank: which of the `world` processes this is; the first one writes the files.
+        local: which one on this machine, so that each takes its own GPU.
+    """
+
+    rank: int = 0
+    world: int = 1
+    local: int = 0
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes files, shows progress and talks to services."""
+        return self.rank == 0
+
+    def sum(self, values: Iterable[float]) -> list[float]:
+        """Each value summed over the processes."""
+        added = torch.tensor(list(values), dtype=torch.float64)
+        if self.world > 1:
+            dist.all_reduce(added)
+        return added.tolist()
+
+    def any(self, *flags: bool) -> list[bool]:
+        """For each flag, whether some process has it set."""
+        return [count > 0 for count in self.sum(flags)] if self.world > 1 else list(flags)
+
+    def gather(self, value: Any) -> list[Any]:
+        """The value of every process, by rank."""
+        values = [value] * self.world
+        if self.world > 1:
+            dist.all_gather_object(values, value)
+        return values
+
+    def share(self, value: Any) -> Any:
+        """The value of the first process."""
+        shared = [value]
+        if self.world > 1:
+            dist.broadcast_object_list(shared, src=0)
+        return shared[0]
+
+    def share_weights(self, module: nn.Module) -> None:
+        """Give every process the weights of the first."""
+        if self.world > 1:
+            for tensor in module.state_dict().values():
+                dist.broadcast(tensor, src=0)
+
+    def wait(self) -> None:
+        """Go on when every process has come here."""
+        if self.world > 1:
+            self.sum([0.0])
+
+
+ALONE = Processes()
+
+
+def launched() -> Processes:
+    """This process among those that torchrun, torch.distributed.launch or srun has started; alone without one."""
+    env = os.environ
+    if int(env.get("WORLD_SIZE", "1")) > 1:
+        return Processes(int(env["RANK"]), int(env["WORLD_SIZE"]), int(env.get("LOCAL_RANK", env["RANK"])))
+    # Batch scripts see SLURM's numbers too; only steps of srun are started once per task.
+    if int(env.get("SLURM_STEP_NUM_TASKS", "1")) > 1 and "MASTER_ADDR" in env:
+        rank, world = int(env["SLURM_PROCID"]), int(env["SLURM_STEP_NUM_TASKS"])
+        return Processes(rank, world, int(env["SLURM_LOCALID"]))
+    return ALONE
+
+
+def join(processes: Processes, on_cuda: bool) -> None:
+    """Connect this process with the others, once in its life."""
+    if processes.world > 1 and not dist.is_initialized():
+        backend = "cpu:gloo,cuda:nccl" if on_cuda else "gloo"
+        os.environ.setdefault("MASTER_PORT", "29500")
+        dist.init_process_group(backend, rank=processes.rank, world_size=processes.world)
+        atexit.register(leave)
+        if not processes.is_first:
+            logger.setLevel("WARNING")
+
+
+def leave() -> None:
+    """Part with the other processes, so that none of them is left waiting."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
 @dataclass
 class Runtime:
-    """One device and one precision.
+    """One device, one precision, and the processes that train together.
 
     Args:
         amp: type of mixed precision, None for float32.
+        splits_model: the processes share one copy of the weights (FSDP2) instead of holding one each.
     """
 
     device: torch.device
     amp: torch.dtype | None = None
+    processes: Processes = ALONE
+    splits_model: bool = False
     scaler: torch.amp.GradScaler = field(init=False)
+    # Parts into which a micro-batch is cut since it did not fit into memory.
+    pieces: int = field(default=1, init=False)
 
     def __post_init__(self) -> None:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp == torch.float16)
@@ -86,6 +183,62 @@ class Runtime:
                 samples.mask = mask[:, 0].bool()
         return samples, targets
 
+    def over_processes(self, module: nn.Module, layers: Iterable[nn.Module] = ()) -> nn.Module:
+        """The module as it is trained: as it is, in DDP, or split in place by FSDP2 (arXiv 2304.11277).
+
+        Args:
+            layers: parts that FSDP2 gathers one by one; the rest is gathered at once.
+        """
+        if self.processes.world == 1:
+            return module
+        if self.splits_model:
+            return self.split(module, layers)
+        ids = [self.device.index] if self.device.type == "cuda" else None
+        return nn.parallel.DistributedDataParallel(module, device_ids=ids, gradient_as_bucket_view=True)
+
+    def split(self, module: nn.Module, layers: Iterable[nn.Module]) -> nn.Module:
+        """Split the weights of a module over the processes, in place."""
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        # Nobody writes into the outputs, of which FSDP2 warns in every pass.
+        warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
+        mesh = init_device_mesh(self.device.type, (self.processes.world,))
+        for layer in layers:
+            fully_shard(layer, mesh=mesh)
+        fully_shard(module, mesh=mesh)
+        return module
+
+    def last_of_step(self, module: nn.Module, is_last: bool) -> contextlib.AbstractContextManager:
+        """Gradients are exchanged in the last backward pass of a step only."""
+        if isinstance(module, nn.parallel.DistributedDataParallel):
+            return contextlib.nullcontext() if is_last else module.no_sync()
+        if self.splits_model:
+            module.set_requires_gradient_sync(is_last)  # pyrefly: ignore[not-callable]
+        return contextlib.nullcontext()
+
+    def mean_over_processes(self, count: float) -> float:
+        """The mean of a number; each process gives its own."""
+        return self.processes.sum([count])[0] / self.processes.world if self.processes.world > 1 else count
+
+    def idle_passes(self, batches: Any) -> int:
+        """Forward passes that this process must join after those of its batches: split weights are gathered in each."""
+        return max(self.processes.gather(len(batches))) - len(batches) if self.splits_model else 0
+
+    def cut_smaller(self, pictures: int, error: BaseException) -> None:
+        """After running out of memory, compute micro-batches of so many pictures in twice as many pieces.
+
+        Raises:
+            RuntimeError: a piece is one picture already, or other processes wait for gradients of the whole.
+        """
+        torch.cuda.empty_cache()
+        if self.pieces >= pictures or self.processes.world > 1:
+            raise RuntimeError(
+                f"out of memory with {-(-pictures // self.pieces)} pictures at a time; use a smaller batch_size with "
+                "more grad_accum_steps, gradient_checkpointing=True, a lower resolution, or multi_scale=False"
+            ) from error
+        self.pieces = min(2 * self.pieces, pictures)
+
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of a loss."""
         self.scaler.scale(loss).backward()
@@ -95,7 +248,7 @@ class Runtime:
         self.scaler.unscale_(optimizer)
         if max_norm > 0:
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
-            torch.nn.utils.clip_grad_norm_(parameters, max_norm, foreach=True)
+            nn.utils.clip_grad_norm_(parameters, max_norm, foreach=True)
         self.scaler.step(optimizer)
         self.scaler.update()
         optimizer.zero_grad(set_to_none=True)
@@ -122,17 +275,37 @@ def keeping_memory(device: torch.device) -> Iterator[None]:
         library.malloc_trim(0)
 
 
-def refuse_many_processes() -> None:
-    """Stop a script that was started several times, instead of letting every copy write the same files.
+def bare(module: nn.Module) -> nn.Module:
+    """The network itself, without what trains it over several processes."""
+    return module.module if isinstance(module, nn.parallel.DistributedDataParallel) else module
 
-    Raises:
-        RuntimeError: the launcher started more than one process.
-    """
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world > 1:
-        raise RuntimeError(
-            f"{world} processes were started (WORLD_SIZE), but this release trains in one; start the script alone"
-        )
+
+def local_part(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+def whole(value: Any) -> Any:
+    """The same state with every tensor that is split over the processes put together; all processes must ask."""
+    if isinstance(value, Mapping):
+        return {key: whole(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [whole(item) for item in value]
+    return value.full_tensor() if hasattr(value, "full_tensor") else value
+
+
+def split_like(value: Any, parameter: Tensor) -> Any:
+    """A whole tensor of an optimiser's state, split over the processes as its parameter is."""
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    if not isinstance(parameter, DTensor) or not isinstance(value, Tensor) or value.shape != parameter.shape:
+        return value
+    return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the memory of a device, or of the machine, is used up."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def seed_everything(seed: int) -> None:

@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from rfdetr.checkpoints.load import Checkpoint, fit, read_checkpoint
+from rfdetr.checkpoints.load import Checkpoint, read_checkpoint
 from rfdetr.checkpoints.names import to_internal
 from rfdetr.checkpoints.save import published_weights, replacing, save_checkpoint
 from rfdetr.config import ModelConfig
+from rfdetr.models.lora import adapter_state, merged_state
 from rfdetr.training.ema import ModelEma
-from rfdetr.training.runtime import Runtime, random_state, restore_random_state
+from rfdetr.training.runtime import Processes, Runtime, random_state, restore_random_state, split_like, whole
 
 BEST_FILES = {"regular": "checkpoint_best_regular.pth", "ema": "checkpoint_best_ema.pth"}
 BEST_TOTAL = "checkpoint_best_total.pth"
@@ -72,13 +73,32 @@ class EarlyStopping:
 
 @dataclass
 class RunState:
-    """Position of a run, and what decides its files."""
+    """Position of a run, and what decides its files.
+
+    `step` optimiser steps of epoch `epoch` are made. `judged` says that the epoch was evaluated too, if it had to be.
+    """
 
     epoch: int = 0
+    step: int = 0
+    judged: bool = False
     global_step: int = 0
     seed: int = 0
+    ended: bool = False
+    smoothed: float | None = None
     best: dict[str, Best] = field(default_factory=lambda: {kind: Best() for kind in BEST_FILES})
     stopping: EarlyStopping = field(default_factory=EarlyStopping)
+
+    def begin(self, epoch: int) -> None:
+        """Stand at the start of an epoch, unless a resumed run stands inside it."""
+        if self.epoch != epoch or self.judged:
+            self.epoch, self.step, self.judged = epoch, 0, False
+
+    def smooth(self, score: float, alpha: float) -> float:
+        """The exponentially smoothed score of the regular weights; the score itself for `alpha` 0."""
+        if self.smoothed is not None and math.isfinite(self.smoothed):
+            score = alpha * self.smoothed + (1 - alpha) * score
+        self.smoothed = score
+        return score
 
     @property
     def winner(self) -> str | None:
@@ -89,86 +109,152 @@ class RunState:
 
 @dataclass
 class Parts:
-    """The live objects of a run whose state goes into a checkpoint."""
+    """The live objects of a run whose state goes into a checkpoint.
+
+    `model` is the network, `trained` the same as it is trained over several processes.
+    """
 
     model: nn.Module
+    trained: nn.Module
     config: ModelConfig
     optimizer: torch.optim.Optimizer
-    scheduler: torch.optim.lr_scheduler.LRScheduler
+    scheduler: Any
     ema: ModelEma | None
     runtime: Runtime
 
 
-def save_last(path: Path, parts: Parts, state: RunState, description: dict[str, Any]) -> None:
-    """Write everything a run needs to go on."""
+def whole_weights(module: nn.Module) -> dict[str, Tensor]:
+    """Weights of a module under their published names, adapters merged; all processes must ask."""
+    return published_weights(whole(merged_state(module)))
+
+
+def save_last(path: Path, parts: Parts, state: RunState, description: dict[str, Any], extra: dict[str, Any]) -> None:
+    """Write everything a run needs to go on; every process takes part, the first writes.
+
+    Args:
+        extra: what the run itself remembers: lengths, the counts of a broken epoch, its logs.
+    """
+    processes = parts.runtime.processes
     content = {
-        "model": published_weights(parts.model.state_dict()),
-        "optimizer": parts.optimizer.state_dict(),
-        "lr_scheduler": {k: v for k, v in parts.scheduler.state_dict().items() if k in ("last_epoch", "base_lrs")},
-        "epoch": state.epoch,
+        "model": whole_weights(parts.model),
+        "optimizer": whole(parts.optimizer.state_dict()),
+        "lr_scheduler": {k: v for k, v in parts.scheduler.state_dict().items() if k != "lr_lambdas"},
+        "epoch": state.epoch if state.judged else state.epoch - 1,
         **description,
         "global_step": state.global_step,
+        "position": {"epoch": state.epoch, "step": state.step, "judged": state.judged, "ended": state.ended},
         "seed": state.seed,
         "best": {kind: asdict(best) for kind, best in state.best.items()},
+        "smoothed": state.smoothed,
         "early_stopping": {"best": state.stopping.best, "counter": state.stopping.counter},
-        "rng": random_state(),
+        "rng": processes.gather(random_state()),
         "scaler": parts.runtime.scaler.state_dict(),
-        "param_names": [name for group in parts.optimizer.param_groups for name in group["names"]],
+        "pieces": parts.runtime.pieces,
+        "param_names": _names(parts.optimizer),
+        "adapters": whole(adapter_state(parts.model)),
+        **extra,
     }
     if parts.ema is not None:
-        content["ema_model"] = published_weights(parts.ema.module.state_dict())
-        content["ema_updates"] = parts.ema.updates
-    save_checkpoint(path, content)
+        content["ema_model"] = whole_weights(parts.ema.module)
+        content["ema_adapters"] = whole(adapter_state(parts.ema.module))
+        content["ema_updates"], content["ema_steps"] = parts.ema.updates, parts.ema.steps
+    if processes.is_first:
+        save_checkpoint(path, content)
 
 
-def save_best(path: Path, model: nn.Module, epoch: int, score: float, description: dict[str, Any]) -> None:
+def _names(optimizer: torch.optim.Optimizer) -> list[str]:
+    return [name for group in optimizer.param_groups for name in group["names"]]
+
+
+def save_best(path: Path, weights: dict[str, Tensor], epoch: int, score: float, description: dict[str, Any]) -> None:
     """Write the weights of a new best, without anything a run would need to go on."""
-    content = {"model": published_weights(model.state_dict()), "epoch": epoch, "metric": score, **description}
-    save_checkpoint(path, content)
+    save_checkpoint(path, {"model": weights, "epoch": epoch, "metric": score, **description})
 
 
-def save_total(folder: Path, source: str, description: dict[str, Any], fallback: nn.Module) -> Path:
-    """Make `checkpoint_best_total.pth` of the better best file; of `fallback` when nothing was evaluated."""
+def save_total(
+    folder: Path, source: str, description: dict[str, Any], fallback: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """Make `checkpoint_best_total.pth` of the better best file, or of `fallback` without one; returns its weights."""
     best = folder / BEST_FILES.get(source, "")
-    if source in BEST_FILES and best.is_file():
-        weights = read_checkpoint(best).weights
-    else:
-        weights = published_weights(fallback.state_dict())
+    weights = read_checkpoint(best).weights if source in BEST_FILES and best.is_file() else fallback
     save_checkpoint(folder / BEST_TOTAL, {"model": weights, **description, "best_total_source": source})
-    return folder / BEST_TOTAL
+    return weights
 
 
-def resume(path: Path, parts: Parts, state: RunState) -> list[str]:
-    """Put a run back to where its checkpoint was written; returns what the file lacked and had to start fresh.
+def newest(folder: Path) -> Path | None:
+    """The checkpoint of a folder that a run can go on with and that was written last; None if there is none."""
+    found = [folder / LAST, *_numbered(folder)]
+    return max((path for path in found if path.is_file()), key=lambda path: path.stat().st_mtime_ns, default=None)
 
-    Raises:
-        ValueError: the weights do not fit the model.
-    """
-    checkpoint = read_checkpoint(path)
+
+def _numbered(folder: Path) -> list[Path]:
+    return [path for path in folder.glob("checkpoint_*.pth") if path.stem.removeprefix("checkpoint_").isdigit()]
+
+
+def resume_state(checkpoint: Checkpoint, state: RunState) -> None:
+    """Position, seed, best scores and the stopping counter of a checkpoint; old files stand at the end of an epoch."""
     content = checkpoint.content
-    parts.model.load_state_dict(fit(checkpoint, parts.config))
-    state.epoch = int(content.get("epoch", -1)) + 1
+    place = content.get("position", {"epoch": int(content.get("epoch", -1)), "step": 0, "judged": True})
+    state.epoch, state.step, state.judged = place["epoch"], place["step"], place["judged"]
+    state.ended = place.get("ended", False)
+    if state.judged:
+        state.begin(state.epoch + 1)
     state.global_step = int(content.get("global_step", 0))
     state.seed = content.get("seed", state.seed)
+    state.smoothed = content.get("smoothed")
     for kind, values in content.get("best", {}).items():
         state.best[kind] = Best(**values)
     for name, value in content.get("early_stopping", {}).items():
         setattr(state.stopping, name, value)
-    fresh = _resume_optimizer(content, parts)
-    if parts.ema is not None:
-        fresh += _resume_ema(checkpoint, parts.ema, parts.model)
+
+
+def resume_ema(checkpoint: Checkpoint, ema: ModelEma) -> list[str]:
+    """The average and its counter; says what the file lacks. The average is that of the live weights then."""
+    content = checkpoint.content
+    if content.get("ema_model") is None:
+        return ["weight average"]
+    adapters = content.get("ema_adapters") or {}
+    ema.module.load_state_dict({**to_internal(content["ema_model"])[0], **adapters})
+    ema.updates = int(content.get("ema_updates", 0))
+    ema.steps = int(content.get("ema_steps", ema.updates * ema.interval))
+    return []
+
+
+def resume_optimizer(checkpoint: Checkpoint, parts: Parts) -> list[str]:
+    """Optimiser, schedule, scaler and generators; says what the file lacks, which starts fresh."""
+    content, optimizer = checkpoint.content, parts.optimizer
     if "scaler" in content and parts.runtime.scaler.is_enabled():
         parts.runtime.scaler.load_state_dict(content["scaler"])
-    if "rng" in content:
-        restore_random_state(content["rng"])
-    return fresh
+    parts.runtime.pieces = int(content.get("pieces", 1))
+    saved, names = content.get("optimizer"), content.get("param_names")
+    if not saved or not names:
+        return ["optimiser and schedule"]
+    if names != _names(optimizer):
+        return ["optimiser and schedule (other parameters are trained now)"]
+    if set(saved["param_groups"][0]) != set(optimizer.param_groups[0]):
+        return ["optimiser and schedule (another optimiser is used now)"]
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    slots = {i: {k: split_like(v, parameters[i]) for k, v in slot.items()} for i, slot in saved["state"].items()}
+    optimizer.load_state_dict({**saved, "state": slots})
+    parts.scheduler.load_state_dict({**parts.scheduler.state_dict(), **content["lr_scheduler"]})
+    return []
+
+
+def resume_generators(checkpoint: Checkpoint, processes: Processes) -> list[str]:
+    """The random generators of this process; says so when the file was written by another number of processes."""
+    states = checkpoint.content.get("rng")
+    states = [states] if isinstance(states, dict) else states or []
+    if len(states) != processes.world:
+        return ["random generators"]
+    restore_random_state(states[processes.rank])
+    return []
 
 
 def set_aside(folder: Path) -> Path | None:
     """Move the files of an earlier run to a folder of their own, so that none is lost or taken for the new run's."""
     names = (*BEST_FILES.values(), BEST_TOTAL, LAST, *LOGS, "results.json", "metrics_plot.png", "training_config.json")
-    left = [folder / name for name in names if (folder / name).is_file()]
-    left += [path for path in folder.glob("checkpoint_*.pth") if path.stem.removeprefix("checkpoint_").isdigit()]
+    names += ("dataset_grids", "broken_batches")
+    left = [path for path in (*(folder / name for name in names), *_numbered(folder)) if path.exists()]
     if not left:
         return None
     number = 1
@@ -184,35 +270,13 @@ def set_aside(folder: Path) -> Path | None:
 def bring_along(old: Path, folder: Path, state: RunState) -> None:
     """Let a run go on in another folder: its best files and logs come along; a best without its file is forgotten."""
     if old.resolve() != folder.resolve():
-        for name in (*BEST_FILES.values(), *LOGS):
+        for name in BEST_FILES.values():
             if (old / name).is_file() and not (folder / name).exists():
                 with replacing(folder / name) as handle:
                     handle.write((old / name).read_bytes())
     for kind, name in BEST_FILES.items():
         if not (folder / name).is_file():
             state.best[kind] = Best()
-
-
-def _resume_optimizer(content: dict[str, Any], parts: Parts) -> list[str]:
-    saved, names = content.get("optimizer"), content.get("param_names")
-    if not saved or not names:
-        return ["optimiser and schedule"]
-    if names != [name for group in parts.optimizer.param_groups for name in group["names"]]:
-        return ["optimiser and schedule (other parameters are trained now)"]
-    parts.optimizer.load_state_dict(saved)
-    parts.scheduler.load_state_dict({**parts.scheduler.state_dict(), **content["lr_scheduler"]})
-    return []
-
-
-def _resume_ema(checkpoint: Checkpoint, ema: ModelEma, live: nn.Module) -> list[str]:
-    averaged = checkpoint.content.get("ema_model")
-    if averaged is None:
-        ema.module.load_state_dict(live.state_dict())
-        return ["weight average"]
-    ema.module.load_state_dict(to_internal(averaged)[0])
-    ema.updates = int(checkpoint.content.get("ema_updates", 0))
-    ema.steps = ema.updates * ema.interval
-    return []
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -1,0 +1,113 @@
+"""What a run is asked to do, read and checked before time is spent: splits, class names, where to go on."""
+
+from __future__ import annotations
+
+import secrets
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rfdetr.checkpoints.load import Checkpoint, read_checkpoint
+from rfdetr.checkpoints.save import plain
+from rfdetr.config import ModelConfig, TrainConfig
+from rfdetr.datasets.annotations import AnnotationSet
+from rfdetr.datasets.layout import has_split, read_split
+from rfdetr.log import logger
+from rfdetr.training.loggers import require_services
+from rfdetr.training.runtime import Processes
+from rfdetr.training.state import newest
+
+# Options that only models of another task have a use for.
+_FOR_MASKS = ("eval_masks_head_resolution",)
+_FOR_KEYPOINTS = ("keypoint_flip_pairs", "keypoint_oks_sigmas", "keypoint_l1_loss_coef")
+_FOR_KEYPOINTS += ("keypoint_findable_loss_coef", "keypoint_visible_loss_coef", "keypoint_nll_loss_coef")
+
+
+@dataclass
+class Job:
+    """The splits of a data set, read and checked, and where the run starts from."""
+
+    train: AnnotationSet
+    valid: AnnotationSet | None
+    test: AnnotationSet | None
+    class_names: list[str]
+    seed: int
+    checkpoint: Checkpoint | None
+
+    @property
+    def raw_labels(self) -> list[int] | None:
+        """Label of each class name where the data set's category ids are the labels."""
+        categories = self.train.categories
+        return list(categories.labels) if categories.raw_ids else None
+
+    @property
+    def num_classes(self) -> int:
+        """Classes that the head must have."""
+        return self.train.categories.num_classes
+
+
+def prepare(config: TrainConfig, model: ModelConfig, processes: Processes) -> Job:
+    """Read and check everything that can be checked before time is spent.
+
+    Raises:
+        FileNotFoundError, ValueError: what is wrong, by name.
+    """
+    check_agreement(config, model)
+    require_services(config)
+    plain(config.record(), "TrainConfig")
+    root = Path(config.dataset_dir)
+    root = root.parent if root.is_file() else root
+    train = read_split(root, "train", config.dataset_file)
+    if not len(train):
+        raise ValueError(f"{train.source} lists no pictures to train on")
+    valid, test = None, None
+    if has_split(root, "valid", config.dataset_file):
+        valid = read_split(root, "valid", config.dataset_file, train.categories)
+    else:
+        advice = "nothing is evaluated, and the last weights become checkpoint_best_total.pth"
+        warnings.warn(f"{root} has no validation split: {advice}", stacklevel=4)
+    if config.run_test and has_split(root, "test", config.dataset_file):
+        test = read_split(root, "test", config.dataset_file, train.categories)
+    names = _class_names(config, train)
+    checkpoint = find_checkpoint(config)
+    Path(config.output_dir).mkdir(parents=True, exist_ok=True)
+    seed = processes.share(secrets.randbelow(2**31) if config.seed is None else config.seed)
+    return Job(train, valid, test, names, seed, checkpoint)
+
+
+def _class_names(config: TrainConfig, train: AnnotationSet) -> list[str]:
+    names, own = config.class_names or train.class_names, train.class_names
+    if len(names) > len(own):
+        raise ValueError(f"class_names has {len(names)} names for the {len(own)} classes of {train.source}")
+    if names != own:
+        warnings.warn(f"class_names differ from those of the data set, {own}", stacklevel=5)
+    return list(names)
+
+
+def find_checkpoint(config: TrainConfig) -> Checkpoint | None:
+    """The checkpoint of `resume`: a file, or for True the newest in the output folder; None starts a run."""
+    if not config.resume:
+        return None
+    path: Any = config.resume
+    if path is True:
+        path = newest(Path(config.output_dir))
+        if path is None:
+            logger.info("%s holds no checkpoint to go on with; a new run starts", config.output_dir)
+            return None
+        logger.info("going on with %s", path)
+    return read_checkpoint(path)
+
+
+def check_agreement(config: TrainConfig, model: ModelConfig) -> None:
+    """Raise a ValueError for options that contradict the model or have no meaning for it."""
+    for name in ("group_detr", "segmentation_head"):
+        value = getattr(config, name)
+        if value is not None and value != getattr(model, name):
+            raise ValueError(f"train({name}={value}) contradicts the model's {name}={getattr(model, name)}")
+    if config.strategy == "fsdp" and model.backbone_lora:
+        raise ValueError("backbone_lora leaves few values to train; use strategy='ddp' with it")
+    unused = [name for name in _FOR_KEYPOINTS if getattr(config, name)]
+    unused += [name for name in _FOR_MASKS if getattr(config, name) and not model.segmentation_head]
+    if unused:
+        raise ValueError(f"{', '.join(unused)}: this model predicts boxes alone, so it has no use for that")

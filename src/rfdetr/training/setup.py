@@ -1,0 +1,191 @@
+"""The parts of a run, at its start or where a checkpoint left them: network, optimiser, schedule, average, order."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from rfdetr.checkpoints.load import Checkpoint, fit
+from rfdetr.checkpoints.save import description
+from rfdetr.config import TrainConfig
+from rfdetr.datasets.annotations import AnnotationSet
+from rfdetr.datasets.build import build_eval_loader
+from rfdetr.datasets.loader import TrainOrder
+from rfdetr.engine import Averages, set_drop_path
+from rfdetr.log import logger
+from rfdetr.models.criterion import Criterion, loss_weights
+from rfdetr.models.detector import Detector
+from rfdetr.models.lora import add_adapters, load_adapter_state
+from rfdetr.training import state as files
+from rfdetr.training.ema import ModelEma
+from rfdetr.training.job import Job
+from rfdetr.training.loggers import Sink, TextLog
+from rfdetr.training.optim import Rates, build_optimizer, build_scheduler, lr_factor
+from rfdetr.training.progress import Progress
+from rfdetr.training.runtime import Processes, Runtime
+from rfdetr.training.state import EarlyStopping, Parts, RunState
+from rfdetr.training.watch import RunWatch
+
+if TYPE_CHECKING:
+    from rfdetr.main import Model
+
+Callbacks = dict[str, list[Callable]]
+
+
+@dataclass
+class Run:
+    """The parts of a run that its steps share."""
+
+    model: Model
+    config: TrainConfig
+    job: Job
+    settings: Any
+    folder: Path
+    parts: Parts
+    state: RunState
+    order: TrainOrder
+    criterion: Criterion
+    postprocess: Callable
+    progress: Progress
+    description: dict[str, Any]
+    callbacks: Callbacks
+    averages: Averages
+    watch: RunWatch
+    # Only the first process has them.
+    text: TextLog | None = None
+    sinks: list[Sink] = field(default_factory=list)
+
+    @property
+    def processes(self) -> Processes:
+        """The processes of the run."""
+        return self.parts.runtime.processes
+
+    @property
+    def on_cuda(self) -> bool:
+        """Whether batches go to a GPU."""
+        return self.parts.runtime.device.type == "cuda"
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of an epoch."""
+        return len(self.order) // self.order.effective
+
+    def eval_loader(self, annotations: AnnotationSet, keep_workers: bool = True) -> DataLoader:
+        """The pictures of a split that this process evaluates."""
+        ranks = (self.processes.rank, self.processes.world)
+        return build_eval_loader(self.config, self.model.config, annotations, self.on_cuda, keep_workers, *ranks)
+
+
+def build_run(
+    model: Model, module: Detector, config: TrainConfig, job: Job, runtime: Runtime, callbacks: Callbacks
+) -> Run:
+    """Everything that learns and remembers, at the start of the run or where a checkpoint left it."""
+    settings, folder, processes = model.args, Path(config.output_dir), runtime.processes
+    settings.__dict__.update(
+        config.model_dump(exclude={"group_detr", "segmentation_head", "ia_bce_loss", "num_select"})
+    )
+    patience, delta = config.early_stopping_patience, config.early_stopping_min_delta
+    state = RunState(seed=job.seed, stopping=EarlyStopping(patience, delta, config.early_stopping_use_ema))
+    if job.checkpoint is not None:
+        files.resume_state(job.checkpoint, state)
+    effective = int(config.batch_size) * config.grad_accum_steps
+    order = TrainOrder(len(job.train), effective, state.seed, processes.world, processes.rank)
+    parts, fresh = _build_parts(model, module, config, job, runtime, len(order) // effective)
+    averages = Averages()
+    if job.checkpoint is not None:
+        _find_place(job.checkpoint, parts, state, order, averages)
+        fresh += files.resume_generators(job.checkpoint, processes)
+    if fresh:
+        warnings.warn(f"{config.resume} holds no state of: {', '.join(fresh)}; these start fresh", stacklevel=6)
+    use_ia_bce = model.config.ia_bce_loss if config.ia_bce_loss is None else config.ia_bce_loss
+    return Run(
+        model=model,
+        config=config,
+        job=job,
+        settings=settings,
+        folder=folder,
+        parts=parts,
+        state=state,
+        order=order,
+        criterion=Criterion(
+            loss_weights(model.config.dec_layers, config.cls_loss_coef),
+            model.config.group_detr,
+            "ia_bce" if use_ia_bce else "focal",
+        ).to(runtime.device),
+        postprocess=type(model.postprocess)(config.num_select or model.config.num_select),
+        progress=Progress(config.progress_bar if processes.is_first else None),
+        description=description(model.config, job.class_names, {**config.record(), "class_labels": job.raw_labels}),
+        callbacks=callbacks,
+        averages=averages,
+        watch=RunWatch(folder, job.train, processes.rank, processes.world == 1),
+    )
+
+
+def _build_parts(
+    model: Model, module: Detector, config: TrainConfig, job: Job, runtime: Runtime, steps: int
+) -> tuple[Parts, list[str]]:
+    """The network, its average, optimiser and schedule, with their state; and what a checkpoint lacked of it."""
+    fresh: list[str] = []
+    saved = job.checkpoint
+    if runtime.splits_model:
+        # FSDP2 changes a module in place; the user's stays whole and gets the result.
+        module = copy.deepcopy(module)
+    if saved is not None:
+        module.load_state_dict(fit(saved, model.config))
+    if model.config.backbone_lora:
+        add_adapters(module.encoder)
+        if saved is not None and saved.content.get("adapters"):
+            load_adapter_state(module, saved.content["adapters"])
+    if config.sync_bn and runtime.processes.world > 1:
+        nn.SyncBatchNorm.convert_sync_batchnorm(module)
+    ema = ModelEma(module, config.ema_decay, config.ema_tau, config.ema_update_interval) if config.use_ema else None
+    if ema is not None and saved is not None:
+        fresh += files.resume_ema(saved, ema)
+    set_drop_path(module, 0.0)
+    trained = runtime.over_processes(module, (*module.encoder.blocks, *module.decoder.layers))
+    if ema is not None and runtime.splits_model:
+        runtime.split(ema.module, (*ema.module.encoder.blocks, *ema.module.decoder.layers))  # pyrefly: ignore[missing-attribute, not-iterable]
+    rates = Rates(
+        config.lr,
+        config.lr_encoder,
+        config.weight_decay,
+        config.lr_vit_layer_decay,
+        config.lr_component_decay,
+        model.config.out_feature_indexes[-1],
+    )
+    fused = runtime.device.type != "mps" and not runtime.scaler.is_enabled() and not runtime.splits_model
+    optimizer = build_optimizer(module, rates, fused, config.optimizer, config.optimizer_kwargs)
+    factor = lr_factor(
+        config.lr_scheduler, steps, config.epochs, config.warmup_epochs, config.lr_drop, config.lr_min_factor
+    )
+    scheduler = build_scheduler(optimizer, factor, config.lr_scheduler, config.lr_scheduler_kwargs)
+    parts = Parts(module, trained, model.config, optimizer, scheduler, ema, runtime)
+    if saved is not None:
+        fresh += files.resume_optimizer(saved, parts)
+    return parts, fresh
+
+
+def _find_place(checkpoint: Checkpoint, parts: Parts, state: RunState, order: TrainOrder, averages: Averages) -> None:
+    """Where a resumed run goes on, also when its steps hold another number of pictures than before."""
+    before, steps = checkpoint.content.get("steps"), len(order) // order.effective
+    counted, processes = checkpoint.content.get("averages") or [], parts.runtime.processes
+    if counted and not state.judged:
+        # With another number of processes some counts are left out: they only go to the logs of this epoch.
+        averages.load(counted[processes.rank % len(counted)])
+    if before is None or before == steps:
+        return
+    done = state.step / before
+    state.step = averages.steps = int(done * steps)
+    state.global_step = state.epoch * steps + state.step
+    if isinstance(parts.scheduler, torch.optim.lr_scheduler.LambdaLR):
+        parts.scheduler.last_epoch = state.global_step
+    text = "an epoch has %d steps now and had %d; it goes on at step %d of epoch %d"
+    logger.warning(text, steps, before, state.step, state.epoch + 1)
