@@ -138,10 +138,11 @@ def without_times(folder: Path) -> list[dict[str, Any]]:
 
 
 def test_the_number_of_loading_processes_changes_nothing(data: Path, tmp_path: Path) -> None:
-    for workers in (0, 1):
-        train(data, tmp_path / str(workers), epochs=1, num_workers=workers)
-    none, one = (load(tmp_path / str(workers) / "checkpoint.pth")["model"] for workers in (0, 1))
-    assert all(torch.equal(none[name], one[name]) for name in none)
+    augmented = {"HorizontalFlip": {"p": 0.5}, "Rotate": {"limit": 30, "p": 0.5}, "ColorJitter": {"p": 0.5}}
+    for workers in (0, 1, 2):
+        train(data, tmp_path / str(workers), epochs=1, num_workers=workers, aug_config=augmented)
+    none, one, two = (load(tmp_path / str(workers) / "checkpoint.pth")["model"] for workers in (0, 1, 2))
+    assert all(torch.equal(none[name], one[name]) and torch.equal(none[name], two[name]) for name in none)
 
 
 def test_accumulated_gradients_equal_one_larger_batch(data: Path, tmp_path: Path) -> None:
