@@ -185,14 +185,15 @@ class Model:
         """Train as one of the processes of a run; returns the number of the signal that ended it, if one did."""
         from rfdetr.training.job import prepare
         from rfdetr.training.run import run
-        from rfdetr.training.runtime import join, seed_everything
+        from rfdetr.training.runtime import join
+        from rfdetr.training.seeds import seed_everything
 
         device = _device_of(config, self.device, processes.world, processes.local)
         if config.batch_size == "auto" and device.type != "cuda":
             raise ValueError(f"batch_size='auto' measures GPU memory, but the device is {device}; give a number")
         join(processes, device.type == "cuda")
         job = prepare(config, self.config, processes)
-        if self._trained:
+        if self._trained and job.checkpoint is None:
             warnings.warn("train() starts again from pretrain_weights, not from the weights in memory", stacklevel=4)
             self._build()
         self.device, self.stop_early, self._trained = device, False, True

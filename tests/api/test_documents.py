@@ -18,11 +18,12 @@ from rfdetr.variants import VARIANTS
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+GUIDE = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.filterwarnings("ignore:TensorBoard is not installed")
-@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, re.DOTALL))
-def test_readme_code_runs(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README + GUIDE, re.DOTALL))
+def test_the_code_of_readme_and_guide_runs(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shrink("nano", tmp_path / "cache", monkeypatch)
     monkeypatch.chdir(tmp_path)
     tiny_data(tmp_path / "dataset")

@@ -15,17 +15,19 @@ from torch import nn
 from rfdetr.config import TrainConfig
 from rfdetr.datasets.annotations import AnnotationSet
 from rfdetr.datasets.build import build_train_loader
-from rfdetr.engine import Averages, evaluate, train_one_epoch
+from rfdetr.engine import evaluate, train_one_epoch
 from rfdetr.log import logger
 from rfdetr.models.lora import merge_adapters_
 from rfdetr.training import state as files
 from rfdetr.training.auto_batch import choose_batch_size
+from rfdetr.training.averages import Averages
 from rfdetr.training.finish import finish
 from rfdetr.training.job import Job
 from rfdetr.training.loggers import TextLog, finite, open_sinks
 from rfdetr.training.metrics import epoch_metrics, epoch_stats, one_line
 from rfdetr.training.optim import drop_path_rates
-from rfdetr.training.runtime import Processes, Runtime, keeping_memory, mixed_precision, seed_everything
+from rfdetr.training.runtime import Processes, Runtime, keeping_memory, mixed_precision
+from rfdetr.training.seeds import seed_everything
 from rfdetr.training.setup import Run, build_run
 from rfdetr.training.summary import record, save_grids, summary
 from rfdetr.training.watch import Interrupted

@@ -19,12 +19,13 @@ from rfdetr.config import TrainConfig
 from rfdetr.datasets.annotations import AnnotationSet
 from rfdetr.datasets.build import build_eval_loader
 from rfdetr.datasets.loader import TrainOrder
-from rfdetr.engine import Averages, set_drop_path
+from rfdetr.engine import set_drop_path
 from rfdetr.log import logger
 from rfdetr.models.criterion import Criterion, loss_weights
 from rfdetr.models.detector import Detector
 from rfdetr.models.lora import add_adapters, load_adapter_state
 from rfdetr.training import state as files
+from rfdetr.training.averages import Averages
 from rfdetr.training.ema import ModelEma
 from rfdetr.training.job import Job
 from rfdetr.training.loggers import Sink, TextLog
@@ -101,6 +102,7 @@ def build_run(
     parts, fresh = _build_parts(model, module, config, job, runtime, len(order) // effective)
     averages = Averages()
     if job.checkpoint is not None:
+        _warn_of_kept(config, job.checkpoint)
         _find_place(job.checkpoint, parts, state, order, averages)
         fresh += files.resume_generators(job.checkpoint, processes)
     if fresh:
@@ -171,6 +173,17 @@ def _build_parts(
     if saved is not None:
         fresh += files.resume_optimizer(saved, parts)
     return parts, fresh
+
+
+# What a resumed run takes from its checkpoint, whatever is asked for.
+_KEPT = ("lr", "lr_encoder", "weight_decay", "lr_vit_layer_decay", "lr_component_decay", "seed")
+
+
+def _warn_of_kept(config: TrainConfig, checkpoint: Checkpoint) -> None:
+    for name in _KEPT:
+        given, kept = getattr(config, name), checkpoint.args.get(name)
+        if config.is_explicit(name) and name in checkpoint.args and given != kept:
+            warnings.warn(f"{name}={given} has no effect: a resumed run keeps {kept}", stacklevel=7)
 
 
 def _find_place(checkpoint: Checkpoint, parts: Parts, state: RunState, order: TrainOrder, averages: Averages) -> None:

@@ -17,7 +17,8 @@ from rfdetr.checkpoints.save import published_weights, replacing, save_checkpoin
 from rfdetr.config import ModelConfig
 from rfdetr.models.lora import adapter_state, merged_state
 from rfdetr.training.ema import ModelEma
-from rfdetr.training.runtime import Processes, Runtime, random_state, restore_random_state, split_like, whole
+from rfdetr.training.runtime import Processes, Runtime, split_like, whole
+from rfdetr.training.seeds import random_state, restore_random_state
 
 BEST_FILES = {"regular": "checkpoint_best_regular.pth", "ema": "checkpoint_best_ema.pth"}
 BEST_TOTAL = "checkpoint_best_total.pth"
