@@ -121,7 +121,8 @@ def rehearse(
     Raises:
         RuntimeError: not even single pictures fit.
     """
-    if runtime.device.type != "cuda":
+    # Split weights are gathered from all processes, which would not all stop at the same size.
+    if runtime.device.type != "cuda" or runtime.splits_model:
         return None
     torch.cuda.reset_peak_memory_stats(runtime.device)
     while not _fits(module, criterion, runtime, -(-pictures // runtime.pieces), side, crowd):

@@ -29,7 +29,7 @@ from rfdetr.training.optim import drop_path_rates
 from rfdetr.training.runtime import Processes, Runtime, keeping_memory, mixed_precision
 from rfdetr.training.seeds import seed_everything
 from rfdetr.training.setup import Run, build_run
-from rfdetr.training.summary import record, save_grids, summary
+from rfdetr.training.summary import record, rehearsed, save_grids, summary
 from rfdetr.training.watch import Interrupted
 
 if TYPE_CHECKING:
@@ -98,6 +98,7 @@ def _run(this: Run) -> int | None:
 
 def _open(this: Run) -> None:
     """Files and services of the run, and what is said of it before its first step."""
+    largest_step = rehearsed(this)
     if not this.processes.is_first:
         return
     config, folder = this.config, this.folder
@@ -117,7 +118,7 @@ def _open(this: Run) -> None:
                 sink.log_step(step, {"train/loss_step": loss, "train/lr_step": lr})
 
         this.watch.on_step = log_step
-    logger.info("%s", summary(this))
+    logger.info("%s", summary(this, largest_step))
     if config.save_dataset_grids:
         save_grids(this)
 

@@ -40,7 +40,7 @@ def record(this: Run) -> dict[str, Any]:
     )
 
 
-def summary(this: Run) -> str:
+def summary(this: Run, largest_step: str) -> str:
     """Pictures, batches, steps, learning rates, what is frozen, memory, augmentations; one line each."""
     job, config, world = this.job, this.config, this.processes.world
     splits = {"validate": job.valid, "test": job.test}
@@ -54,7 +54,7 @@ def summary(this: Run) -> str:
         f"{this.steps * config.epochs} steps in all, on {this.parts.runtime.device}; seed {this.state.seed}",
         f"learning rates: {_rates(this)}",
         f"parameters: {_parameters(this.parts.model)}",
-        f"memory: {_memory(this)}",
+        f"memory: {_memory(this)}{largest_step}",
         f"augmentations: {', '.join(build_augmentations(config.aug_config).describe()) or 'none'}",
     ]
     return "\n  ".join(lines)
@@ -87,20 +87,23 @@ def _parameters(model: nn.Module) -> str:
 
 
 def _memory(this: Run) -> str:
-    """What weights, gradients, optimiser and average take; on a GPU also the peak of the largest step, rehearsed."""
-    model, runtime = this.parts.model, this.parts.runtime
+    """What weights, gradients, optimiser and average take."""
+    model = this.parts.model
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     sizes = {"weights": weights, "gradients": trained, "optimiser": 2 * trained}
     if this.parts.ema is not None:
         sizes["average"] = weights
-    parts = [f"{name} {size / 2**20:.0f} MB" for name, size in sizes.items()]
+    return ", ".join(f"{name} {size / 2**20:.0f} MB" for name, size in sizes.items())
+
+
+def rehearsed(this: Run) -> str:
+    """The peak memory of the largest step, tried on a GPU before the first one; every process has to take part."""
     crowd = int(np.diff(this.job.train.offsets).max(initial=1))
     side = largest_side(this.config, this.model.config)
-    peak = rehearse(model, this.criterion, runtime, int(this.config.batch_size), side, crowd)
-    if peak is not None:
-        parts.append(f"largest step ({side} px, {crowd} objects per picture) {peak / 2**30:.1f} GB")
-    return ", ".join(parts)
+    pictures = int(this.config.batch_size)
+    peak = rehearse(this.parts.model, this.criterion, this.parts.runtime, pictures, side, crowd)
+    return f", largest step ({side} px, {crowd} objects per picture) {peak / 2**30:.1f} GB" if peak else ""
 
 
 def save_grids(this: Run, batches: int = 3) -> None:
