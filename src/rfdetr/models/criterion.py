@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rfdetr.models.boxes import iou_and_giou
+from rfdetr.models.keypoints import KeypointTerms
+from rfdetr.models.masks import MaskTerms
 from rfdetr.models.matcher import MatchCosts, Matches, Targets, match
 
 ClassLoss = Literal["ia_bce", "focal", "varifocal", "position"]
@@ -24,6 +26,45 @@ def gather_targets(targets: Sequence[Mapping[str, Tensor]]) -> Targets:
     )
 
 
+class _Extra:
+    """Masks and keypoints of some layers and their targets: further matching costs, further losses."""
+
+    def __init__(
+        self,
+        layers: list[Mapping],
+        targets: Sequence[Mapping[str, Tensor]],
+        masks: MaskTerms | None,
+        keypoints: KeypointTerms | None,
+    ) -> None:
+        self.layers, self.masks, self.keypoints = layers, masks, keypoints
+        fields = ("labels", "boxes", "masks", "keypoints")
+        self.of = {name: [one[name] for one in targets] for name in fields if all(name in one for one in targets)}
+
+    def costs(self) -> list[Callable]:
+        """What `match` adds to the costs of boxes."""
+        costs: list[Callable] = []
+        if self.masks is not None:
+            costs.append(self.masks.costs(self.layers, self.of["masks"]))
+        if self.keypoints is not None:
+            of = self.of
+            costs.append(self.keypoints.costs(self.layers, of["labels"], of["boxes"], of["keypoints"]))
+        return costs
+
+    def losses(self, pairs: Matches, labels: Tensor, boxes: Tensor) -> dict[str, Tensor]:
+        """Sums (L,) by name over the pairs, whose labels (L, M) and boxes (L, M, 4) are given."""
+        found: list[dict[str, Tensor]] = []
+        for number, layer in enumerate(self.layers):
+            image, query, target = (one[number] for one in pairs)
+            losses: dict[str, Tensor] = {}
+            if self.masks is not None:
+                losses |= self.masks.losses(layer, image, query, torch.cat(self.of["masks"])[target])
+            if self.keypoints is not None:
+                points = torch.cat(self.of["keypoints"])[target]
+                losses |= self.keypoints.losses(layer, image, query, labels[number], boxes[number], points)
+            found.append(losses)
+        return {name: torch.stack([one[name] for one in found]) for name in found[0]}
+
+
 class Criterion(nn.Module):
     """Class, box and overlap losses of every output layer.
 
@@ -32,6 +73,7 @@ class Criterion(nn.Module):
         groups: query groups in training; evaluation always uses one.
         class_loss: "ia_bce" (the default of RF-DETR), "focal", "varifocal" or "position".
         sum_group_losses: normalise by the targets alone instead of targets times groups.
+        masks, keypoints: what a model that predicts them adds.
     """
 
     def __init__(
@@ -41,8 +83,11 @@ class Criterion(nn.Module):
         class_loss: ClassLoss = "ia_bce",
         alpha: float = 0.25,
         sum_group_losses: bool = False,
+        masks: MaskTerms | None = None,
+        keypoints: KeypointTerms | None = None,
     ) -> None:
         super().__init__()
+        self.masks, self.keypoints = masks, keypoints
         self.weight_dict, self.groups, self.class_loss = weight_dict, groups, class_loss
         self.alpha, self.sum_group_losses = alpha, sum_group_losses
         self.costs = MatchCosts(alpha=alpha)
@@ -73,7 +118,8 @@ class Criterion(nn.Module):
         for same in by_count.values():
             logits = torch.stack([one["pred_logits"] for _, one in same]).float()
             boxes = torch.stack([one["pred_boxes"] for _, one in same]).float()
-            values = self._stacked(logits, boxes, joined, groups, num_boxes)
+            extra = _Extra([one for _, one in same], targets, self.masks, self.keypoints)
+            values = self._stacked(logits, boxes, joined, groups, num_boxes, extra)
             for position, (suffix, _) in enumerate(same):
                 losses.update({name + suffix: value[position] for name, value in values.items()})
                 if not suffix:
@@ -92,10 +138,16 @@ class Criterion(nn.Module):
         return torch.stack([losses[name] for name in names]).dot(weights)
 
     def _stacked(
-        self, logits: Tensor, boxes: Tensor, targets: Targets, groups: int, num_boxes: float | Tensor
+        self,
+        logits: Tensor,
+        boxes: Tensor,
+        targets: Targets,
+        groups: int,
+        num_boxes: float | Tensor,
+        extra: _Extra,
     ) -> dict[str, Tensor]:
         """Losses (L,) by name for logits (L, B, Q, C) and boxes (L, B, Q, 4)."""
-        pairs = match(logits, boxes, targets, groups, self.costs)
+        pairs = match(logits, boxes, targets, groups, self.costs, extra.costs())
         layer = torch.arange(len(logits), device=logits.device).unsqueeze(1)
         labels = targets.labels[pairs.target]
         predicted, wanted = boxes[layer, pairs.image, pairs.query], targets.boxes[pairs.target]
@@ -110,6 +162,7 @@ class Criterion(nn.Module):
             "loss_ce": class_sum / num_boxes,
             "loss_bbox": (predicted - wanted).abs().sum((-1, -2)) / num_boxes,
             "loss_giou": (1 - giou).sum(-1) / num_boxes,
+            **{name: value / num_boxes for name, value in extra.losses(pairs, labels, wanted).items()},
             "cardinality_error": (found - counts).abs().mean(-1),
             "class_error": 100 - 100 * hits,
         }
@@ -143,8 +196,14 @@ class Criterion(nn.Module):
         return torch.where(goal > 0, self.alpha * (goal - p).square() * (F.softplus(x) - goal * x), as_negative)
 
 
-def loss_weights(dec_layers: int, cls: float = 1.0, bbox: float = 5.0, giou: float = 2.0) -> dict[str, float]:
-    """Weight of every loss name: the same three for the last layer, the earlier ones and the start boxes."""
+def loss_weights(
+    dec_layers: int, cls: float = 1.0, bbox: float = 5.0, giou: float = 2.0, **others: float
+) -> dict[str, float]:
+    """Weight of every loss name: the same for the last layer, the earlier ones and the start boxes.
+
+    Args:
+        others: weights of further losses by name, such as `loss_mask_ce`.
+    """
     suffixes = ["", *(f"_{i}" for i in range(dec_layers - 1)), "_enc"]
-    named = {"loss_ce": cls, "loss_bbox": bbox, "loss_giou": giou}
+    named = {"loss_ce": cls, "loss_bbox": bbox, "loss_giou": giou, **others}
     return {name + suffix: weight for suffix in suffixes for name, weight in named.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -46,7 +47,14 @@ class MatchCosts:
 
 
 @torch.no_grad()
-def match(logits: Tensor, boxes: Tensor, targets: Targets, groups: int, costs: MatchCosts) -> Matches:
+def match(
+    logits: Tensor,
+    boxes: Tensor,
+    targets: Targets,
+    groups: int,
+    costs: MatchCosts,
+    more: Sequence[Callable[[int, int], Iterator[Tensor]]] = (),
+) -> Matches:
     """Best assignment of each image's targets to each group's queries.
 
     Pairs come image by image, within an image group by group, within a group by ascending query.
@@ -54,6 +62,7 @@ def match(logits: Tensor, boxes: Tensor, targets: Targets, groups: int, costs: M
     Args:
         logits: (L, B, G*q, C) class logits.
         boxes: (L, B, G*q, 4) relative cxcywh.
+        more: give further costs (G*q, T) of a layer and an image, which are added one after the other.
 
     Raises:
         ValueError: the number of queries is not divisible by `groups`.
@@ -61,13 +70,15 @@ def match(logits: Tensor, boxes: Tensor, targets: Targets, groups: int, costs: M
     layers, _, queries, _ = logits.shape
     if queries % groups:
         raise ValueError(f"{queries} queries cannot be split into {groups} groups")
-    pairs = _solve(logits.flatten(0, 1).float(), boxes.flatten(0, 1).float(), targets, groups, costs)
+    pairs = _solve(logits.flatten(0, 1).float(), boxes.flatten(0, 1).float(), targets, groups, costs, more)
     found = torch.from_numpy(pairs).view(layers, len(pairs) // layers, 3)
     image, query, target = found.to(logits.device).unbind(-1)
     return Matches(image, query, target)
 
 
-def _solve(logits: Tensor, boxes: Tensor, targets: Targets, groups: int, costs: MatchCosts) -> np.ndarray:
+def _solve(
+    logits: Tensor, boxes: Tensor, targets: Targets, groups: int, costs: MatchCosts, more: Sequence[Callable]
+) -> np.ndarray:
     """Rows (image, query, target) of all layers one after the other; inputs have layers and images in one axis."""
     import numpy as np
 
@@ -81,12 +92,24 @@ def _solve(logits: Tensor, boxes: Tensor, targets: Targets, groups: int, costs: 
     for begin in range(0, len(logits), step):
         part = slice(begin, min(begin + step, len(logits)))
         image = torch.arange(part.start, part.stop, device=logits.device) % batch
-        cost = pair_costs(logits[part], boxes[part], labels[image], target_boxes[image], costs).cpu().numpy()
+        cost = pair_costs(logits[part], boxes[part], labels[image], target_boxes[image], costs)
+        _add(cost, more, part.start, targets.counts)
+        cost = cost.cpu().numpy()
         for position, one in enumerate(cost, part.start):
             index = position % batch
             query, target = assign(one[:, : targets.counts[index]], groups)
             rows.append(np.stack((np.full_like(query, index), query, target + starts[index]), axis=1))
     return np.concatenate(rows)
+
+
+def _add(cost: Tensor, more: Sequence[Callable], first: int, counts: list[int]) -> None:
+    """Add further costs in place to those (n, Q, T) of the layers and images from number `first` on."""
+    for function in more:
+        for one, position in zip(cost, range(first, first + len(cost)), strict=True):
+            layer, image = divmod(position, len(counts))
+            if counts[image]:
+                for term in function(layer, image):
+                    one[:, : counts[image]] += term
 
 
 def _pad(targets: Targets, widest: int) -> tuple[Tensor, Tensor]:

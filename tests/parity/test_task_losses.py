@@ -1,0 +1,107 @@
+"""Assignments, losses and gradients of masks and keypoints on recorded predictions, targets and sampled points."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tests.vectors import assert_close, read_arrays, read_json, recorded_matches
+from torch import Tensor
+
+from rfdetr.models import criterion as criterion_module
+from rfdetr.models.criterion import Criterion
+from rfdetr.models.keypoints import KeypointTerms
+from rfdetr.models.masks import MaskTerms
+
+CASES = ("seg_sparse_train", "seg_dense_eval", "seg_no_targets", "keypoints_k5", "keypoints_k0_4", "keypoints_k3_5")
+CASES += ("keypoints_overflow",)
+LOSS_RTOL, LOSS_ATOL, TOTAL_RTOL, GRADIENT_TOLERANCE = 2e-5, 1e-6, 1e-5, 1e-4
+
+
+class Case:
+    """A recording: predictions by layer that ask for gradients, targets, and the criterion with its random points."""
+
+    def __init__(self, name: str) -> None:
+        self.meta, arrays = read_json(f"training/loss_{name}"), read_arrays(f"training/loss_{name}")
+        self.tensors = {key: torch.from_numpy(value) for key, value in arrays.items()}
+        self.layers = {layer: self._layer(layer) for layer in self.meta["layers"]}
+        self.targets = [self._target(i) for i in range(self.meta["num_images"])]
+        self.points = self._points()
+
+    def _layer(self, layer: str) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, tensor in self.tensors.items():
+            if key.startswith(f"in/{layer}/"):
+                _, _, field, *part = key.split("/")
+                tensor.requires_grad_()
+                if part:
+                    found.setdefault(field, {})[part[0]] = tensor
+                else:
+                    found[field] = tensor
+        return found
+
+    def _target(self, image: int) -> dict[str, Tensor]:
+        names = ("labels", "boxes", "keypoints")
+        target = {n: self.tensors[k] for n in names if (k := f"target/{image}/{n}") in self.tensors}
+        if "target_mask_shape" in self.meta:
+            width = self.meta["target_mask_shape"][1]
+            packed = self.tensors[f"target/{image}/masks"].numpy()
+            target["masks"] = torch.from_numpy(np.unpackbits(packed, axis=-1, count=width).astype(bool))
+        return target
+
+    def _points(self) -> Iterator[Tensor]:
+        for key, shape in self.meta.get("rand_calls", ()):
+            yield self.tensors[key].view(shape)
+
+    def criterion(self) -> Criterion:
+        settings = self.meta["criterion"]
+        weights, kinds = settings["matcher"], settings["num_keypoints_per_class"]
+
+        def uniform(*shape: int, device: Any) -> Tensor:
+            points = next(self.points)
+            assert tuple(points.shape) == shape
+            return points
+
+        masks = MaskTerms(weights["cost_mask_ce"], weights["cost_mask_dice"], uniform=uniform)
+        keypoints = KeypointTerms(tuple(kinds)) if kinds else None
+        return Criterion(
+            settings["weight_dict"],
+            settings["group_detr"],
+            masks=None if kinds else masks,
+            keypoints=keypoints,
+        ).train(settings["training"])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_assignments_losses_and_gradients_equal_the_recorded_ones(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case(name)
+    criterion, found = case.criterion(), []
+    match = criterion_module.match
+    monkeypatch.setattr(criterion_module, "match", lambda *parts: found.append(match(*parts)) or found[-1])
+    aux = [one for layer, one in case.layers.items() if layer.startswith("aux")]
+    outputs = {**case.layers["final"], "aux_outputs": aux, "enc_outputs": case.layers["enc"]}
+    losses = criterion(outputs, case.targets)
+    starts = np.cumsum([0, *case.meta["targets_per_image"]])
+    for number, layer in enumerate(case.meta["layers"]):
+        image, query, target = (one[number] for one in found[0])
+        ours = [
+            (query[image == i].tolist(), (target[image == i] - int(starts[i])).tolist())
+            for i in range(case.meta["num_images"])
+        ]
+        assert ours == recorded_matches(case.tensors, layer, case.meta["num_images"]), layer
+    assert losses.keys() == case.meta["losses"].keys()
+    for key, value in case.meta["losses"].items():
+        assert_close(losses[key], value, key, LOSS_ATOL, LOSS_RTOL)
+    total = criterion.weighted_total(losses)
+    assert_close(total, case.meta["total"], "total", rtol=TOTAL_RTOL)
+    total.backward()
+    for key, expected in case.tensors.items():
+        if key.startswith("grad/"):
+            given = case.tensors[f"in/{key.removeprefix('grad/')}"]
+            gradient = torch.zeros_like(given) if given.grad is None else given.grad
+            assert torch.isfinite(gradient).all()
+            scale = max(expected.abs().max().item(), 1e-12) if expected.numel() else 1.0
+            assert_close(gradient, expected, key, GRADIENT_TOLERANCE * scale)
