@@ -19,8 +19,7 @@ from rfdetr.config import ModelConfig, TrainConfig
 from rfdetr.datasets.transforms import MEAN, STD, normalise, to_network_size
 from rfdetr.inference.images import check_shape, load_images
 from rfdetr.inference.results import to_detections
-from rfdetr.main import Model, by_event
-from rfdetr.options import check_resolution
+from rfdetr.main import CHANGES, Model, by_event
 
 # Pictures per forward pass of a long list.
 CHUNK = 32
@@ -130,30 +129,14 @@ class RFDETR:
                 `gradient_checkpointing` and `callbacks`: a dict of functions by event, or objects with methods of
                 those names.
         """
-        resolution = options.pop("resolution", None)
-        checkpointing = options.pop("gradient_checkpointing", None)
         given = by_event(options.pop("callbacks", None))
         for name in ("start_epoch", "do_benchmark"):
             if options.pop(name, None):
                 warnings.warn(f"train({name}=...) has no effect; use resume to go on with a run", DeprecationWarning, 2)
-        # Before anything changes, and here because `Model.train` lets model settings pass.
-        TrainConfig.refuse_unknown(options)
-        if resolution is not None:
-            self._set_resolution(resolution)
-        if checkpointing is not None:
-            self.model.config.gradient_checkpointing = bool(checkpointing)
-            self.model.model.encoder.checkpointing = bool(checkpointing)
+        # Here because `Model.train` lets other settings pass, with a warning.
+        TrainConfig.refuse_unknown({name: value for name, value in options.items() if name not in CHANGES})
         callbacks = {name: [*self.callbacks.get(name, ()), *given.get(name, ())] for name in {*self.callbacks, *given}}
         self.model.train(callbacks, **options)
-
-    def _set_resolution(self, resolution: int) -> None:
-        config = self.model.config
-        resolution = check_resolution(resolution, config.block_size)
-        follows = config.positional_encoding_size == config.resolution // config.patch_size
-        config.resolution = resolution
-        if follows:
-            config.positional_encoding_size = resolution // config.patch_size
-            self.model.model.encoder.resize_position_table(config.positional_encoding_size)
 
     def evaluate(self, dataset_dir: str | Path, *, split: str = "test", **options: Any) -> dict[str, float]:
         """COCO metrics of the weights in memory on one split.

@@ -89,11 +89,13 @@ def train_one_epoch(
         lr = optimizer.param_groups[0]["lr"]
         any_broken, stop = runtime.processes.any(bool(broken), watch.wants_stop)
         if any_broken:
-            # Its gradient is as broken, in all processes; the schedule moves on, so that steps keep their place.
             optimizer.zero_grad(set_to_none=True)
+        elif not runtime.optimiser_step(optimizer, max_norm):
+            any_broken, broken = True, ["gradient"]
+        # Gradients are broken in all processes alike; the schedule moves on, so that steps keep their place.
+        if any_broken:
             watch.broken(step, batch, broken)
         else:
-            runtime.optimiser_step(optimizer, max_norm)
             watch.sound(step, loss, lr)
         if lr_scheduler is not None:
             lr_scheduler.step()

@@ -23,6 +23,7 @@ from rfdetr.log import logger
 from rfdetr.models.build import build_model, initialise
 from rfdetr.models.detector import Detector
 from rfdetr.models.postprocess import PostProcess
+from rfdetr.options import check_resolution
 from rfdetr.training.runtime import select_device
 
 EVENTS = ("on_fit_epoch_end", "on_train_batch_start", "on_train_end")
@@ -48,6 +49,7 @@ class Model:
         self._trained = False
         self._lock = threading.Lock()
         self._build()
+        self._stamp = self._stamp_of(self.config.pretrain_weights)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_lock"}
@@ -162,7 +164,7 @@ class Model:
 
         Args:
             callbacks: functions by event: `on_fit_epoch_end(stats)`, `on_train_batch_start(info)`, `on_train_end()`.
-            settings: fields of `TrainConfig`; those of `ModelConfig`, and unknown ones, are left out.
+            settings: fields of `TrainConfig`, `resolution` and `gradient_checkpointing`; others have no effect.
 
         Raises:
             ValueError: an unknown event, a wrong value, or a data set that cannot be used.
@@ -171,18 +173,26 @@ class Model:
         from rfdetr.training.launch import helpers
 
         callbacks = check_callbacks(callbacks)
-        settings = {k: v for k, v in settings.items() if k not in ModelConfig.model_fields or k in _SHARED}
+        changes = {name: settings.pop(name) for name in CHANGES if settings.get(name) is not None}
+        if "resolution" in changes:
+            changes["resolution"] = check_resolution(changes["resolution"], self.config.block_size)
         known = {k: v for k, v in settings.items() if k in TrainConfig.model_fields or k in TrainConfig.retired}
-        if unknown := sorted(set(settings) - set(known)):
-            warnings.warn(f"unknown settings have no effect: {', '.join(unknown)}", stacklevel=2)
+        if unknown := sorted(name for name in settings if name not in known and name not in CHANGES):
+            warnings.warn(f"settings without effect in train(): {', '.join(unknown)}", stacklevel=2)
         config = TrainConfig(**known)
-        with helpers(self, config) as processes:
-            number = self.train_in(processes, config, callbacks)
+        with helpers(self, config, changes) as processes:
+            number = self.train_in(processes, config, changes, callbacks)
         if number == signal.SIGTERM:
             raise SystemExit(128 + number)
 
-    def train_in(self, processes: Any, config: TrainConfig, callbacks: Callbacks) -> int | None:
-        """Train as one of the processes of a run; returns the number of the signal that ended it, if one did."""
+    def train_in(
+        self, processes: Any, config: TrainConfig, changes: dict[str, Any], callbacks: Callbacks
+    ) -> int | None:
+        """Train as one of the processes of a run; returns the number of the signal that ended it, if one did.
+
+        Args:
+            changes: `resolution` and `gradient_checkpointing`, applied when everything else has been checked.
+        """
         from rfdetr.training.job import prepare
         from rfdetr.training.run import run
         from rfdetr.training.runtime import join
@@ -194,33 +204,67 @@ class Model:
         join(processes, device.type == "cuda")
         job = prepare(config, self.config, processes)
         if self._trained and job.checkpoint is None:
-            warnings.warn("train() starts again from pretrain_weights, not from the weights in memory", stacklevel=4)
-            self._build()
+            self._start_again()
+        self._check_classes(job.num_classes)
         self.device, self.stop_early, self._trained = device, False, True
         seed_everything(job.seed)
+        self._change(**changes)
         self._fit_head(job.num_classes, job.class_names if config.keep_classes else None)
-        number = run(self, config, job, callbacks, processes)
         self.class_names, self.first_label, self.raw_labels = list(job.class_names), 0, job.raw_labels
-        self.model.eval()
-        return number
+        try:
+            return run(self, config, job, callbacks, processes)
+        finally:
+            self.model.eval()
 
-    def _fit_head(self, num_classes: int, names: list[str] | None = None) -> None:
+    def _start_again(self) -> None:
+        """Go back to the weights that the model was built with.
+
+        Raises:
+            ValueError: their file was replaced since, maybe by the former run.
+        """
+        if self._stamp != self._stamp_of(self.config.pretrain_weights):
+            raise ValueError(
+                f"{self.config.pretrain_weights} has changed since the model was built, so train() cannot start from "
+                "it again; build the model anew from the file you mean"
+            )
+        warnings.warn("train() starts again from pretrain_weights, not from the weights in memory", stacklevel=5)
+        self._build()
+
+    @staticmethod
+    def _stamp_of(weights: str | None) -> tuple[int, int] | None:
+        path = Path(weights) if weights else None
+        return (path.stat().st_mtime_ns, path.stat().st_size) if path is not None and path.is_file() else None
+
+    def _change(self, resolution: int | None = None, gradient_checkpointing: bool | None = None) -> None:
+        config = self.config
+        if gradient_checkpointing is not None:
+            config.gradient_checkpointing = self.model.encoder.checkpointing = bool(gradient_checkpointing)
+        if resolution is not None:
+            follows = config.positional_encoding_size == config.resolution // config.patch_size
+            config.resolution = resolution
+            if follows:
+                config.positional_encoding_size = resolution // config.patch_size
+                self.model.encoder.resize_position_table(config.positional_encoding_size)
+
+    def _check_classes(self, num_classes: int) -> None:
+        own = self.config.num_classes
+        if not self.config.is_explicit("num_classes") or num_classes == own:
+            return
+        if num_classes > own:
+            raise ValueError(
+                f"the data set has {num_classes} classes, but num_classes={own} was given; leave it out to take the "
+                "data set's"
+            )
+        warnings.warn(f"num_classes={own} is kept; the data set has {num_classes}", stacklevel=5)
+
+    def _fit_head(self, num_classes: int, names: list[str] | None) -> None:
         """Give the class head the data set's number of classes; rows of known `names` keep their weights."""
         old = dict(zip(self.class_names, self.class_labels, strict=False)) if names else {}
         heads = (self.model.class_head, self.model.proposals.classes)
         before = [{n: p.detach().clone() for n, p in head.named_parameters()} for head in heads]
-        if num_classes != self.config.num_classes:
-            if not self.config.is_explicit("num_classes"):
-                logger.info("the class head is set up for the data set's %d classes", num_classes)
-                self.reinitialize_detection_head(num_classes + 1)
-            elif num_classes > self.config.num_classes:
-                raise ValueError(
-                    f"the data set has {num_classes} classes, but num_classes={self.config.num_classes} was given; "
-                    "leave it out to take the data set's"
-                )
-            else:
-                kept = self.config.num_classes
-                warnings.warn(f"num_classes={kept} is kept; the data set has {num_classes}", stacklevel=5)
+        if num_classes != self.config.num_classes and not self.config.is_explicit("num_classes"):
+            logger.info("the class head is set up for the data set's %d classes", num_classes)
+            self.reinitialize_detection_head(num_classes + 1)
         if names:
             kept_rows = {new: old[name] for new, name in enumerate(names) if name in old}
             logger.info("known classes: %s", ", ".join(names[new] for new in kept_rows) or "none")
@@ -237,8 +281,8 @@ class Model:
         self.model.load_state_dict(to_internal(published)[0])
 
 
-# Model options that `train()` takes too, for scripts of older releases.
-_SHARED = ("device", "group_detr", "ia_bce_loss", "segmentation_head", "num_select")
+# Settings of the model that `train()` changes.
+CHANGES = ("resolution", "gradient_checkpointing")
 
 
 def by_event(callbacks: Any) -> dict[str, list[Callable]]:
@@ -278,13 +322,15 @@ def _device_of(config: TrainConfig, own: torch.device, world: int, local: int) -
     if wanted.startswith("cuda") and not torch.cuda.device_count():
         raise ValueError(f"there is no CUDA device here; leave out device={config.device!r} or accelerator")
     device = select_device(wanted)
-    if device.type != "cuda" or world == 1:
+    if device.type != "cuda" or (world == 1 and not isinstance(config.devices, list)):
         return device
-    numbers = config.devices if isinstance(config.devices, list) else range(torch.cuda.device_count())
-    if local >= len(numbers):
-        raise ValueError(f"process {local} of this machine finds no GPU: there are {len(numbers)}")
+    numbers = config.devices if isinstance(config.devices, list) else list(range(torch.cuda.device_count()))
+    needed = max(local + 1, config.devices if isinstance(config.devices, int) else 1)
+    if needed > len(numbers) or max(numbers) >= torch.cuda.device_count():
+        raise ValueError(f"devices={config.devices}: this machine has {torch.cuda.device_count()} GPUs")
     device = torch.device("cuda", numbers[local])
-    torch.cuda.set_device(device)
+    if world > 1:
+        torch.cuda.set_device(device)
     return device
 
 

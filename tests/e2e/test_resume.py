@@ -152,13 +152,12 @@ def test_resume_true_finds_the_newest_or_starts_a_run(data: Path, straight: Path
     assert_same_run(tmp_path, straight)
     folder = tmp_path / "several"
     folder.mkdir()
-    for place, name in enumerate(
-        ("checkpoint_9.pth", "checkpoint.pth", "checkpoint_19.pth", "checkpoint_best_ema.pth")
-    ):
+    for name in ("checkpoint_9.pth", "checkpoint_19.pth", "checkpoint_best_ema.pth"):
         (folder / name).touch()
-        os.utime(folder / name, (place, place))
     assert newest(folder) == folder / "checkpoint_19.pth"
-    assert newest(tmp_path / "data") is None
+    (folder / "checkpoint.pth").touch()
+    assert newest(folder) == folder / "checkpoint.pth"
+    assert newest(tmp_path / "nothing") is None
 
 
 def test_the_file_alone_is_enough(data: Path, straight: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What keypoints add to matching and losses: distance, presence, visibility, and likelihood under a learned precision."""
+"""What keypoints add to matching and losses: distance, presence, visibility, likelihood under a precision."""
 
 from __future__ import annotations
 

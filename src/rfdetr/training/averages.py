@@ -44,7 +44,7 @@ class Averages:
     def state(self) -> dict[str, Any]:
         """What this process counted so far, in plain types."""
         if self._class_error:
-            self._others[0] += float(torch.stack(self._class_error).double().sum())
+            self._others[0] += sum(torch.stack(self._class_error).tolist())
             self._others[1] += len(self._class_error)
             self._class_error = []
         sums = [] if self._sum is None else self._sum.tolist()

@@ -70,7 +70,7 @@ def prepare(config: TrainConfig, model: ModelConfig, processes: Processes) -> Jo
     if config.run_test and has_split(root, "test", config.dataset_file):
         test = read_split(root, "test", config.dataset_file, train.categories)
     names = _class_names(config, train)
-    checkpoint = find_checkpoint(config)
+    checkpoint = find_checkpoint(config, processes)
     Path(config.output_dir).mkdir(parents=True, exist_ok=True)
     seed = processes.share(secrets.randbelow(2**31) if config.seed is None else config.seed)
     return Job(train, valid, test, names, seed, checkpoint)
@@ -85,13 +85,14 @@ def _class_names(config: TrainConfig, train: AnnotationSet) -> list[str]:
     return list(names)
 
 
-def find_checkpoint(config: TrainConfig) -> Checkpoint | None:
+def find_checkpoint(config: TrainConfig, processes: Processes) -> Checkpoint | None:
     """The checkpoint of `resume`: a file, or for True the newest in the output folder; None starts a run."""
     if not config.resume:
         return None
     path: Any = config.resume
     if path is True:
-        path = newest(Path(config.output_dir))
+        # Machines without a common folder must not each decide for themselves.
+        path = processes.share(newest(Path(config.output_dir)))
         if path is None:
             logger.info("%s holds no checkpoint to go on with; a new run starts", config.output_dir)
             return None

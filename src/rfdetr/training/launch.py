@@ -11,11 +11,12 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def helpers(model: Model, config: TrainConfig) -> Iterator[Processes]:
+def helpers(model: Model, config: TrainConfig, changes: dict[str, Any]) -> Iterator[Processes]:
     """This process among those of the run; those that no launcher has started are started here, and end here.
 
     Raises:
@@ -50,39 +51,44 @@ def helpers(model: Model, config: TrainConfig) -> Iterator[Processes]:
     if count == 1:
         yield ALONE
         return
-    with _started(model, config, count) as first:
+    with _started((model, config, changes), count) as first:
         yield first
 
 
 def wanted_processes(config: TrainConfig) -> int:
     """How many processes `devices` asks for on this machine."""
     if config.devices == "auto":
+        if config.device == "cpu" or config.accelerator == "cpu":
+            return 1
         return max(1, torch.cuda.device_count())
     return len(config.devices) if isinstance(config.devices, list) else config.devices
 
 
 @contextmanager
-def _started(model: Model, config: TrainConfig, count: int) -> Iterator[Processes]:
+def _started(content: tuple[Model, TrainConfig, dict[str, Any]], count: int) -> Iterator[Processes]:
     logger.info("starting %d more processes", count - 1)
-    threads = torch.get_num_threads()
-    env = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(count)}
+    threads, before = torch.get_num_threads(), {name: os.environ.get(name) for name in ("MASTER_ADDR", "MASTER_PORT")}
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
     # Processes that share one machine's cores stand in each other's way otherwise.
     each = max(1, (os.cpu_count() or 1) // count)
+    # They find what this one finds, such as modules beside the script.
+    path = os.pathsep.join(place or str(Path.cwd()) for place in sys.path)
+    env = {**os.environ, **address, "WORLD_SIZE": str(count), "OMP_NUM_THREADS": str(each), "PYTHONPATH": path}
+    # On a GPU every process would load it to this one's.
+    content[0].model.to("cpu")
     with tempfile.TemporaryDirectory(prefix="rfdetr_") as folder:
         job = Path(folder) / "job.pickle"
         with job.open("wb") as handle:
-            pickle.dump((model, config), handle)
+            pickle.dump(content, handle)
         command = [sys.executable, "-m", "rfdetr.training.launch", str(job)]
         others = [
-            subprocess.Popen(
-                command,
-                env={**os.environ, "OMP_NUM_THREADS": str(each), **env, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            )
+            subprocess.Popen(command, env={**env, "RANK": str(rank), "LOCAL_RANK": str(rank)})
             for rank in range(1, count)
         ]
-        os.environ.update({name: env[name] for name in ("MASTER_ADDR", "MASTER_PORT")})
+        os.environ.update(address)
         torch.set_num_threads(min(threads, each))
         try:
+            _wait_for(others, job)
             yield Processes(0, count, 0)
             codes: list[int | None] = [other.wait() for other in others]
         except BaseException as error:
@@ -97,10 +103,19 @@ def _started(model: Model, config: TrainConfig, count: int) -> Iterator[Processe
                 other.wait()
             leave()
             torch.set_num_threads(threads)
-            for name in ("MASTER_ADDR", "MASTER_PORT"):
+            for name, value in before.items():
                 os.environ.pop(name, None)
+                os.environ.update({name: value} if value is not None else {})
     if any(code not in (0, 128 + 15) for code in codes):
         raise RuntimeError(_failure(codes))
+
+
+def _wait_for(others: list[subprocess.Popen], job: Path) -> None:
+    """Return when all others have read the job; one that cannot would let this process wait for it in vain."""
+    while not all(job.with_suffix(f".{rank}").exists() for rank in range(1, len(others) + 1)):
+        if any(other.poll() not in (0, None) for other in others):
+            raise RuntimeError(_failure([other.poll() for other in others]))
+        time.sleep(0.02)
 
 
 def _failure(codes: list[int | None]) -> str:
@@ -123,8 +138,10 @@ def _free_port() -> int:
 
 def main(job: str) -> None:
     """Take part in a run as one of the other processes."""
-    model, config = pickle.loads(Path(job).read_bytes())
-    model.train_in(launched(), config, {"on_fit_epoch_end": [], "on_train_batch_start": [], "on_train_end": []})
+    processes = launched()
+    model, config, changes = pickle.loads(Path(job).read_bytes())
+    Path(job).with_suffix(f".{processes.rank}").touch()
+    model.train_in(processes, config, changes, {"on_fit_epoch_end": [], "on_train_batch_start": [], "on_train_end": []})
     leave()
 
 

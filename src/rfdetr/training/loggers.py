@@ -120,7 +120,7 @@ class WeightsAndBiases:
     """
 
     def __init__(self, folder: Path, config: TrainConfig) -> None:
-        settings = config.model_dump(mode="json")
+        settings = config.record()
         self._run = require("wandb").init(
             project=config.project, name=config.run, dir=str(folder), config=finite(settings)
         )
@@ -153,7 +153,7 @@ class MLflow:
         experiment_id = experiment.experiment_id if experiment else self._client.create_experiment(project)
         self._run_id = self._client.create_run(experiment_id, run_name=config.run).info.run_id
         # Every release and server takes texts of 500 characters, and 100 parameters or 1000 values at once.
-        settings = config.model_dump(mode="json").items()
+        settings = config.record().items()
         params = [self._entities.Param(name, str(value)[:500]) for name, value in settings]
         for start in range(0, len(params), 100):
             self._client.log_batch(self._run_id, params=params[start : start + 100])
@@ -209,7 +209,7 @@ class ClearML:
                 auto_connect_frameworks=False,
             )
             self._own = True
-        self._task.connect(finite(config.model_dump(mode="json")), name="train_config")
+        self._task.connect(finite(config.record()), name="train_config")
 
     def log(self, epoch: int, metrics: dict[str, float]) -> None:
         logger = self._task.get_logger()

@@ -92,8 +92,11 @@ def build_optimizer(
     """
     groups = parameter_groups(model, rates)
     if kind == "adamw":
+        given = dict(settings or {})
+        # The fused kernel and these exclude each other.
+        fused = fused and not {"foreach", "capturable", "differentiable"} & set(given)
         defaults: dict[str, Any] = {"betas": (0.9, 0.999), "eps": 1e-8, "fused": fused}
-        return optim.AdamW(groups, **{**defaults, **(settings or {})})
+        return optim.AdamW(groups, **{**defaults, **given})
     return find_class(kind)(groups, lr=rates.lr, **(settings or {}))
 
 
@@ -115,6 +118,7 @@ def drop_path_rates(
         mode: "standard": in the whole run; "early": until epoch `cutoff`; "late": from then on.
         schedule: "linear" lets an early rate fall to 0, both ends included.
     """
+    cutoff = min(cutoff, epochs)
     before, after = cutoff * steps_per_epoch, (epochs - cutoff) * steps_per_epoch
     if mode == "standard":
         return np.full(epochs * steps_per_epoch, rate)

@@ -15,7 +15,7 @@ from torch import nn
 from rfdetr.config import TrainConfig
 from rfdetr.datasets.annotations import AnnotationSet
 from rfdetr.datasets.build import build_train_loader
-from rfdetr.engine import evaluate, train_one_epoch
+from rfdetr.engine import evaluate, ground_truth, train_one_epoch
 from rfdetr.log import logger
 from rfdetr.models.lora import merge_adapters_
 from rfdetr.training import state as files
@@ -53,21 +53,24 @@ def run(model: Model, config: TrainConfig, job: Job, callbacks: Callbacks, proce
             config = choose_batch_size(config, model.config, module, runtime)
         try:
             this = build_run(model, module, config, job, runtime, callbacks)
+            # Its tensors are in their places; the file must not stay open while others replace it.
+            job.checkpoint = None
             return None if _is_finished(this) else _run(this)
         finally:
+            ground_truth.cache_clear()
             # However the run ends, the model in memory is a plain one with the weights of that moment.
             merge_adapters_(module)
 
 
 def _is_finished(this: Run) -> bool:
     """Whether a resumed run has nothing left to do; its best weights are put into the model then."""
-    if this.job.checkpoint is None or not (this.state.ended or this.state.epoch >= this.config.epochs):
+    epochs, total = this.config.epochs, this.folder / files.BEST_TOTAL
+    if this.resumed is None or not (this.state.ended or this.state.epoch >= epochs):
         return False
-    total = this.folder / files.BEST_TOTAL
-    if not (total.is_file() and (this.folder / "results.json").is_file()):
+    if not this.processes.share(total.is_file() and (this.folder / "results.json").is_file()):
         return False
-    path, epochs = this.job.checkpoint.path, this.config.epochs
-    logger.warning("%s is finished: it has %d of %d epochs", path, min(this.state.epoch, epochs), epochs)
+    logger.warning("%s is finished: it has %d of %d epochs", this.resumed, min(this.state.epoch, epochs), epochs)
+    merge_adapters_(this.model.model)
     this.model.load_weights(total)
     return True
 
@@ -75,8 +78,8 @@ def _is_finished(this: Run) -> bool:
 def _run(this: Run) -> int | None:
     train_loader = build_train_loader(this.config, this.model.config, this.job.train, this.order, this.on_cuda)
     valid_loader = None if this.job.valid is None else this.eval_loader(this.job.valid)
-    _open(this)
     try:
+        _open(this)
         with this.watch.listening():
             _check_validation(this, valid_loader)
             for epoch in range(this.state.epoch, this.config.epochs):
@@ -86,14 +89,18 @@ def _run(this: Run) -> int | None:
             with this.watch.all_saved():
                 finish(this)
     except Interrupted:
-        logger.warning("the run was interrupted; train(resume=True) goes on from %s", this.folder / files.LAST)
+        if this.parts.runtime.splits_model:
+            this.model.put_weights(files.whole_weights(this.parts.model))
+        if not this.config.dont_save_weights:
+            logger.warning("the run was interrupted; train(resume=True) goes on from %s", this.folder / files.LAST)
         return max(number or 0 for number in this.processes.gather(this.watch.signal))
     finally:
         for sink in this.sinks:
             sink.close()
     for callback in this.callbacks["on_train_end"] if this.processes.is_first else ():
         callback()
-    return None
+    # A signal that came too late to interrupt is not forgotten.
+    return max(number or 0 for number in this.processes.gather(this.watch.signal)) or None
 
 
 def _open(this: Run) -> None:
@@ -102,14 +109,18 @@ def _open(this: Run) -> None:
     if not this.processes.is_first:
         return
     config, folder = this.config, this.folder
-    if this.job.checkpoint is None:
-        if aside := files.set_aside(folder):
-            logger.info("%s holds an earlier run; its files are in %s now", folder, aside)
-    else:
-        files.bring_along(this.job.checkpoint.path.parent, folder, this.state)
+    # A folder is gone on with only by its own run; without the history its logs would start anew.
+    old = this.resumed.parent if this.resumed else None
+    own = old is not None and old.resolve() == folder.resolve()
+    if not (own and this.history) and (aside := files.set_aside(folder)):
+        logger.info("%s holds an earlier run; its files are in %s now", folder, aside)
+        old = aside if own else old
+    if old is not None:
+        files.bring_along(old, folder, this.state)
+        # It tells a finished run from one that is going on.
+        (folder / "results.json").unlink(missing_ok=True)
     files.write_json(folder / "training_config.json", record(this))
-    saved = this.job.checkpoint.content.get("history") if this.job.checkpoint else None
-    this.text = TextLog(folder, **json.loads(saved or "{}"))
+    this.text = TextLog(folder, **json.loads(this.history or "{}"))
     this.sinks = [this.text, *open_sinks(folder, config, this.state.epoch)]
     if config.train_log_on_step:
 

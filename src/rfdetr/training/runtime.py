@@ -96,11 +96,6 @@ class Processes:
             for tensor in module.state_dict().values():
                 dist.broadcast(tensor, src=0)
 
-    def wait(self) -> None:
-        """Go on when every process has come here."""
-        if self.world > 1:
-            self.sum([0.0])
-
 
 ALONE = Processes()
 
@@ -111,7 +106,8 @@ def launched() -> Processes:
     if int(env.get("WORLD_SIZE", "1")) > 1:
         return Processes(int(env["RANK"]), int(env["WORLD_SIZE"]), int(env.get("LOCAL_RANK", env["RANK"])))
     # Batch scripts see SLURM's numbers too; only steps of srun are started once per task.
-    if int(env.get("SLURM_STEP_NUM_TASKS", "1")) > 1 and "MASTER_ADDR" in env:
+    if int(env.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+        env.setdefault("MASTER_ADDR", env.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1"))
         rank, world = int(env["SLURM_PROCID"]), int(env["SLURM_STEP_NUM_TASKS"])
         return Processes(rank, world, int(env["SLURM_LOCALID"]))
     return ALONE
@@ -241,15 +237,23 @@ class Runtime:
         """Add the gradient of a loss."""
         self.scaler.scale(loss).backward()
 
-    def optimiser_step(self, optimizer: torch.optim.Optimizer, max_norm: float) -> None:
-        """Clip all gradients together to `max_norm` (0 is off), move the weights, forget the gradients."""
+    def optimiser_step(self, optimizer: torch.optim.Optimizer, max_norm: float) -> bool:
+        """Clip all gradients together to `max_norm` (0 is off), move the weights, forget the gradients.
+
+        Returns:
+            Whether the gradients were finite; the weights stay if not. Under fp16 the scaler sees to that.
+        """
         self.scaler.unscale_(optimizer)
-        if max_norm > 0:
-            parameters = [p for group in optimizer.param_groups for p in group["params"]]
-            nn.utils.clip_grad_norm_(parameters, max_norm, foreach=True)
-        self.scaler.step(optimizer)
-        self.scaler.update()
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = nn.utils.get_total_norm([p.grad for p in parameters])
+        sound = self.scaler.is_enabled() or bool(torch.isfinite(whole(norm)))
+        if sound:
+            if max_norm > 0:
+                nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+            self.scaler.step(optimizer)
+            self.scaler.update()
         optimizer.zero_grad(set_to_none=True)
+        return sound
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from rfdetr.checkpoints.load import Checkpoint, fit
+from rfdetr.checkpoints.names import to_published
 from rfdetr.checkpoints.save import description
 from rfdetr.config import TrainConfig
 from rfdetr.datasets.annotations import AnnotationSet
@@ -60,6 +61,9 @@ class Run:
     callbacks: Callbacks
     averages: Averages
     watch: RunWatch
+    # The checkpoint that the run goes on from, and the logs in it.
+    resumed: Path | None = None
+    history: str = ""
     # Only the first process has them.
     text: TextLog | None = None
     sinks: list[Sink] = field(default_factory=list)
@@ -96,13 +100,14 @@ def build_run(
     patience, delta = config.early_stopping_patience, config.early_stopping_min_delta
     state = RunState(seed=job.seed, stopping=EarlyStopping(patience, delta, config.early_stopping_use_ema))
     if job.checkpoint is not None:
-        files.resume_state(job.checkpoint, state)
+        files.resume_state(job.checkpoint, state, config.early_stopping)
     effective = int(config.batch_size) * config.grad_accum_steps
     order = TrainOrder(len(job.train), effective, state.seed, processes.world, processes.rank)
     parts, fresh = _build_parts(model, module, config, job, runtime, len(order) // effective)
     averages = Averages()
     if job.checkpoint is not None:
-        _warn_of_kept(config, job.checkpoint)
+        if not fresh:
+            _warn_of_kept(config, job.checkpoint)
         _find_place(job.checkpoint, parts, state, order, averages)
         fresh += files.resume_generators(job.checkpoint, processes)
     if fresh:
@@ -127,6 +132,8 @@ def build_run(
         description=description(model.config, job.class_names, {**config.record(), "class_labels": job.raw_labels}),
         callbacks=callbacks,
         averages=averages,
+        resumed=job.checkpoint.path if job.checkpoint else None,
+        history=job.checkpoint.content.get("history", "") if job.checkpoint else "",
         watch=RunWatch(folder, job.train, processes.rank, processes.world == 1),
     )
 
@@ -141,11 +148,14 @@ def _build_parts(
         # FSDP2 changes a module in place; the user's stays whole and gets the result.
         module = copy.deepcopy(module)
     if saved is not None:
+        _check_shapes(module, saved)
         module.load_state_dict(fit(saved, model.config))
     if model.config.backbone_lora:
         add_adapters(module.encoder)
         if saved is not None and saved.content.get("adapters"):
             load_adapter_state(module, saved.content["adapters"])
+    # What was drawn at random differs between the processes until here.
+    runtime.processes.share_weights(module)
     if config.sync_bn and runtime.processes.world > 1:
         nn.SyncBatchNorm.convert_sync_batchnorm(module)
     ema = ModelEma(module, config.ema_decay, config.ema_tau, config.ema_update_interval) if config.use_ema else None
@@ -173,6 +183,17 @@ def _build_parts(
     if saved is not None:
         fresh += files.resume_optimizer(saved, parts)
     return parts, fresh
+
+
+def _check_shapes(module: Detector, saved: Checkpoint) -> None:
+    """Raise a ValueError if a run of another resolution or other classes is to go on."""
+    own = to_published(module.state_dict())
+    wrong = [n for n, t in own.items() if n in saved.weights and saved.weights[n].shape != t.shape and t.numel()]
+    if wrong:
+        raise ValueError(
+            f"{saved.path} was written with another resolution, other classes or queries ({wrong[0]} has another "
+            "shape), so its run cannot go on; start a new one with pretrain_weights"
+        )
 
 
 # What a resumed run takes from its checkpoint, whatever is asked for.

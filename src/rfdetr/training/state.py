@@ -183,21 +183,20 @@ def save_total(
 
 
 def newest(folder: Path) -> Path | None:
-    """The checkpoint of a folder that a run can go on with and that was written last; None if there is none."""
-    found = [folder / LAST, *_numbered(folder)]
-    return max((path for path in found if path.is_file()), key=lambda path: path.stat().st_mtime_ns, default=None)
+    """The checkpoint of a folder that a run can go on with and that is farthest; None if there is none."""
+    numbered = max(_numbered(folder), key=lambda path: int(path.stem.removeprefix("checkpoint_")), default=None)
+    return folder / LAST if (folder / LAST).is_file() else numbered
 
 
 def _numbered(folder: Path) -> list[Path]:
     return [path for path in folder.glob("checkpoint_*.pth") if path.stem.removeprefix("checkpoint_").isdigit()]
 
 
-def resume_state(checkpoint: Checkpoint, state: RunState) -> None:
+def resume_state(checkpoint: Checkpoint, state: RunState, early_stopping: bool) -> None:
     """Position, seed, best scores and the stopping counter of a checkpoint; old files stand at the end of an epoch."""
     content = checkpoint.content
     place = content.get("position", {"epoch": int(content.get("epoch", -1)), "step": 0, "judged": True})
     state.epoch, state.step, state.judged = place["epoch"], place["step"], place["judged"]
-    state.ended = place.get("ended", False)
     if state.judged:
         state.begin(state.epoch + 1)
     state.global_step = int(content.get("global_step", 0))
@@ -207,6 +206,8 @@ def resume_state(checkpoint: Checkpoint, state: RunState) -> None:
         state.best[kind] = Best(**values)
     for name, value in content.get("early_stopping", {}).items():
         setattr(state.stopping, name, value)
+    # More patience, or none asked for, lets a run go on that had stopped.
+    state.ended = early_stopping and place.get("ended", False) and state.stopping.counter >= state.stopping.patience
 
 
 def resume_ema(checkpoint: Checkpoint, ema: ModelEma) -> list[str]:

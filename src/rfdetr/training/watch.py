@@ -15,8 +15,11 @@ from rfdetr.log import logger
 from rfdetr.training.state import write_json
 
 
-class Interrupted(Exception):
-    """A signal came while no step was running; the last checkpoint is where the run stands."""
+class Interrupted(BaseException):
+    """A signal came while no step was running; the last checkpoint is where the run stands.
+
+    No `Exception`, like KeyboardInterrupt, so that nothing takes it for a failure of its own.
+    """
 
 
 class RunWatch(Watch):
