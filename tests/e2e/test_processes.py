@@ -181,6 +181,45 @@ def test_a_process_that_fails_ends_the_run(data: Path, tmp_path: Path) -> None:
     assert "valid_00001.jpg" in said
 
 
+def test_the_other_processes_find_what_the_script_finds(data: Path, tmp_path: Path) -> None:
+    """A module beside the script is found by all; a class of the script itself cannot be, and the run says so."""
+    (tmp_path / "beside.py").write_text("from torch.optim import SGD\nclass Mine(SGD):\n    pass\n")
+    script = (
+        "from tests.tiny import TRAINING, tiny_model\nfrom beside import Mine\nclass Own(Mine):\n    pass\n"
+        "import sys\noptimizer = Own if sys.argv[1] == 'own' else 'beside.Mine'\n"
+        f"tiny_model().train(dataset_dir={str(data)!r}, output_dir='out', devices=2, epochs=1, optimizer=optimizer,"
+        " **TRAINING)\n"
+    )
+    (tmp_path / "script.py").write_text(script)
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    for which, expected in (("beside", 0), ("own", 1)):
+        command = [sys.executable, str(tmp_path / "script.py"), which]
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=100)
+        assert done.returncode == expected, done.stderr[-2000:]
+    assert "process 1 of the run ended with code 1" in done.stderr
+
+
+def test_an_interrupted_split_model_has_the_weights_of_that_moment(data: Path, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os, signal, torch\nfrom tests.tiny import TRAINING, tiny_model\nmodel = tiny_model()\n"
+        "stop = lambda info: os.kill(os.getpid(), signal.SIGINT) if info['step'] == 2 else None\n"
+        "model.callbacks['on_train_batch_start'].append(stop)\n"
+        f"model.train(dataset_dir={str(data)!r}, output_dir='out', strategy='fsdp', epochs=1, **TRAINING)\n"
+        "saved = torch.load('out/checkpoint.pth', weights_only=True)['model']\n"
+        "assert torch.equal(model.model.model.box_head.layers[0].weight, saved['bbox_embed.layers.0.weight'])\n"
+    )
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [
+        sys.executable,
+        *LAUNCHERS["torchrun"],
+        f"--master_port={20000 + (os.getpid() + 11) % 20000}",
+        str(script),
+    ]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
 def test_several_machines_need_a_launcher(data: Path, tmp_path: Path) -> None:
     said = start(None, data, tmp_path / "out", 1, training={"num_nodes": 2, "devices": 4})
     assert "torchrun --nnodes=2 --nproc_per_node=4" in said

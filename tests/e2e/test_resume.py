@@ -242,3 +242,70 @@ def test_a_kill_at_any_moment_leaves_a_checkpoint_to_go_on_from(seed: int, data:
     # Most kills hit a run that was still going on, in different places.
     assert sum(killed for killed, *_ in outcomes) >= 6
     assert len({json.dumps(place) for killed, _, place, _ in outcomes if killed}) >= 2
+
+
+def test_a_run_of_another_resolution_is_refused_before_anything_changes(
+    data: Path, straight: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(straight, tmp_path / "out")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    with pytest.raises(ValueError, match="written with another resolution"):
+        train(data, tmp_path / "out", resolution=128, resume=True, epochs=9, use_ema=False)
+    assert before == {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+
+
+def test_going_on_in_the_folder_of_another_run_sets_that_aside(data: Path, straight: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    train(data, other, epochs=1, seed=7)
+    theirs = {path.name: path.read_bytes() for path in other.iterdir()}
+    train(data, tmp_path / "first", at_step(7, send(signal.SIGINT)))
+    train(data, other, resume=tmp_path / "first" / "checkpoint.pth")
+    assert {path.name: path.read_bytes() for path in (other / "earlier_1").iterdir()} == theirs
+    assert_same_run(other, straight)
+
+
+def test_weights_alone_start_a_run_that_loses_nothing_of_the_folder(data: Path, straight: Path, tmp_path: Path) -> None:
+    shutil.copytree(straight, tmp_path / "out")
+    with pytest.warns(UserWarning, match="holds no state of"):
+        train(data, tmp_path / "out", resume=tmp_path / "out" / "checkpoint_best_total.pth", epochs=1, lr=5e-4)
+    assert len((tmp_path / "out" / "earlier_1" / "log.txt").read_text().splitlines()) == 3
+    assert load(tmp_path / "out" / "checkpoint.pth")["lr_scheduler"]["base_lrs"][0] == 5e-4
+
+
+def test_a_lengthened_run_that_was_killed_before_its_end_is_not_finished(
+    data: Path, straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(data, tmp_path, epochs=1, lr_scheduler="step")
+
+    def killed(this: Any) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(run, "finish", killed)
+        train(data, tmp_path, epochs=2, lr_scheduler="step", resume=True)
+    train(data, tmp_path, epochs=2, lr_scheduler="step", resume=True)
+    assert (tmp_path / "results.json").is_file()
+    kind = load(tmp_path / "checkpoint_best_total.pth")["best_total_source"]
+    total, best = (load(tmp_path / f"checkpoint_best_{name}.pth")["model"] for name in ("total", kind))
+    assert all(torch.equal(tensor, best[name]) for name, tensor in total.items())
+
+
+def test_resuming_a_finished_adapted_run_succeeds(data: Path, tmp_path: Path) -> None:
+    for resume in (None, True):
+        train(data, tmp_path, model=tiny_model(backbone_lora=True), epochs=1, resume=resume)
+
+
+def test_a_run_that_stopped_early_goes_on_without_early_stopping(data: Path, tmp_path: Path) -> None:
+    stop = {"early_stopping": True, "early_stopping_patience": 1, "early_stopping_min_delta": 1.0}
+    train(data, tmp_path, epochs=4, **stop)
+    assert len((tmp_path / "log.txt").read_text().splitlines()) == 2
+    train(data, tmp_path, epochs=4, resume=True, **stop)
+    assert len((tmp_path / "log.txt").read_text().splitlines()) == 2
+    train(data, tmp_path, epochs=3, resume=True)
+    assert len((tmp_path / "log.txt").read_text().splitlines()) == 3
+
+
+def test_an_option_that_a_resumed_run_keeps_is_named(data: Path, tmp_path: Path) -> None:
+    train(data, tmp_path, epochs=1)
+    with pytest.warns(UserWarning, match="lr=0.5 has no effect: a resumed run keeps 0.0001"):
+        train(data, tmp_path, epochs=2, resume=True, lr=0.5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -263,3 +264,68 @@ def test_a_refused_option_changes_nothing(data: Path, tmp_path: Path) -> None:
     assert model.model_config.resolution == 64
     assert not model.model.model.encoder.checkpointing
     assert not (tmp_path / "out").exists()
+
+
+def test_S034_a_second_run_has_the_resolution_it_was_given(data: Path, tmp_path: Path) -> None:
+    train(data, tmp_path / "start", epochs=1)
+    model = rfdetr.from_checkpoint(tmp_path / "start" / "checkpoint_best_total.pth", device="cpu")
+    train(data, tmp_path / "first", model, epochs=1, resolution=128)
+    with pytest.warns(UserWarning, match="starts again"):
+        train(data, tmp_path / "second", model, epochs=1, resolution=128)
+    assert load(tmp_path / "second" / "checkpoint.pth")["args"]["resolution"] == 128
+    assert model.model_config.resolution == 128
+
+
+def test_a_second_run_never_starts_from_a_file_that_the_first_replaced(data: Path, tmp_path: Path) -> None:
+    train(data, tmp_path, epochs=1)
+    model = rfdetr.from_checkpoint(tmp_path / "checkpoint_best_total.pth", device="cpu")
+    train(data, tmp_path, model, epochs=1)
+    with pytest.raises(ValueError, match="has changed since the model was built"):
+        train(data, tmp_path, model, epochs=1)
+
+
+@pytest.mark.parametrize("wrong", [{"lr": -1}, {"dataset_dir": "/nowhere"}, {"devices": 2, "num_nodes": 2}])
+def test_a_refused_run_leaves_the_model_as_it_was(wrong: dict[str, Any], data: Path, tmp_path: Path) -> None:
+    model = tiny_model()
+    before = {name: tensor.clone() for name, tensor in model.model.model.state_dict().items()}
+    with pytest.raises((ValueError, FileNotFoundError)):
+        model.train(**{"dataset_dir": data, **TRAINING, "resolution": 128, "gradient_checkpointing": True, **wrong})
+    assert (model.model_config.resolution, model.model_config.gradient_checkpointing) == (64, False)
+    after = model.model.model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+
+
+def test_an_exception_in_a_run_leaves_head_and_names_in_agreement(data: Path, tmp_path: Path) -> None:
+    model = tiny_model()
+
+    def fail(info: dict[str, Any]) -> None:
+        raise ZeroDivisionError
+
+    model.callbacks["on_train_batch_start"].append(fail)
+    with pytest.raises(ZeroDivisionError):
+        train(data, tmp_path, model, epochs=1)
+    assert model.class_names == ["circle", "square", "triangle", "star"]
+    assert model.model_config.num_classes == 4
+    assert not model.model.model.training
+
+
+def test_N018_a_class_as_optimiser_goes_to_files_and_services(data: Path, tmp_path: Path) -> None:
+    train(data, tmp_path, epochs=1, optimizer=torch.optim.SGD, mlflow=True)
+    recorded = json.loads((tmp_path / "training_config.json").read_text())["train_config"]["optimizer"]
+    assert recorded == load(tmp_path / "checkpoint.pth")["args"]["optimizer"] == "torch.optim.sgd.SGD"
+
+
+def test_a_gradient_that_is_not_finite_moves_nothing(data: Path, tmp_path: Path) -> None:
+    model, seen = tiny_model(), []
+    parameter = model.model.model.decoder.norm.weight
+    handle = parameter.register_hook(lambda grad: grad * (float("nan") if len(seen) == 3 else 1.0))
+    model.callbacks["on_train_batch_start"].append(lambda info: seen.append(parameter.detach().clone()))
+    train(data, tmp_path, model, epochs=1)
+    handle.remove()
+    # The third step is left out, the others move the weights.
+    moved = [not torch.equal(one, other) for one, other in itertools.pairwise(seen)]
+    assert moved == [True, True, False, True]
+    found = json.loads((tmp_path / "broken_batches" / "step_2.json").read_text())
+    assert found["not_finite"] == ["gradient"]
+    assert all(torch.isfinite(tensor).all() for tensor in load(tmp_path / "checkpoint.pth")["model"].values())
