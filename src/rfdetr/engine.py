@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import random
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -98,7 +99,7 @@ def train_one_epoch(
         else:
             watch.sound(step, loss, lr)
         if lr_scheduler is not None:
-            lr_scheduler.step()
+            _advance(lr_scheduler)
         if ema_m is not None and not any_broken:
             ema_m.update(bare(model))
         averages.add_step(lr)
@@ -107,6 +108,13 @@ def train_one_epoch(
         if stop:
             break
     return averages.read(criterion.weight_dict, runtime.processes)
+
+
+def _advance(lr_scheduler: Any) -> None:
+    """Move the schedule on; that a left out first step has not moved the weights is as it should be."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
+        lr_scheduler.step()
 
 
 class Watch:

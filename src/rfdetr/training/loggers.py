@@ -325,8 +325,10 @@ def plot_history(history: Sequence[dict[str, Any]], path: Path) -> None:
     except ImportError as error:
         warnings.warn(f"{path.name} is not drawn: {error}", stacklevel=2)
         return
-    figure = figures.Figure(figsize=(11, 8), layout="constrained")
-    for axes, (title, curves) in zip(figure.subplots(2, 2).flat, _PANELS, strict=True):
+    figure = figures.Figure(figsize=(11, 8))
+    # Fixed spacing: a computed layout draws everything twice.
+    spacing = {"left": 0.06, "right": 0.98, "bottom": 0.07, "top": 0.95, "wspace": 0.15, "hspace": 0.28}
+    for axes, (title, curves) in zip(figure.subplots(2, 2, gridspec_kw=spacing).flat, _PANELS, strict=True):
         for column, label in curves:
             if points := _points(history, column):
                 axes.plot(*zip(*points, strict=True), marker=".", label=label)
@@ -335,7 +337,7 @@ def plot_history(history: Sequence[dict[str, Any]], path: Path) -> None:
         if axes.lines:
             axes.legend()
     with replacing(path) as handle:
-        figure.savefig(handle, format="png", dpi=120)
+        figure.savefig(handle, format="png", dpi=100)
 
 
 def _points(history: Sequence[dict[str, Any]], column: str) -> list[tuple[int, float]]:

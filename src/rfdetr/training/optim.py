@@ -76,7 +76,8 @@ def find_class(named: Any) -> Callable:
             raise ValueError(f"{text!r} cannot be imported: {error}") from None
     known = {n.lower(): c for space in (optim, optim.lr_scheduler) for n, c in vars(space).items() if isclass(c)}
     if text.lower() not in known:
-        near = ", ".join(known[close].__name__ for close in difflib.get_close_matches(text.lower(), known))
+        names = {name: one.__name__ for name, one in known.items()} | {n: n for n in ("step", "cosine", "adamw")}
+        near = ", ".join(names[close] for close in difflib.get_close_matches(text.lower(), names))
         raise ValueError(f"{text!r} is no class of torch.optim (near: {near or 'none'}), and no dotted path")
     return known[text.lower()]
 

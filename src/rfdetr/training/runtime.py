@@ -109,7 +109,7 @@ def launched() -> Processes:
     if int(env.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
         env.setdefault("MASTER_ADDR", env.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1"))
         rank, world = int(env["SLURM_PROCID"]), int(env["SLURM_STEP_NUM_TASKS"])
-        return Processes(rank, world, int(env["SLURM_LOCALID"]))
+        return Processes(rank, world, int(env.get("SLURM_LOCALID", rank)))
     return ALONE
 
 
