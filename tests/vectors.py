@@ -16,7 +16,8 @@ from rfdetr.checkpoints.names import to_internal, to_published
 from rfdetr.models.build import build_model
 from rfdetr.models.criterion import gather_targets
 from rfdetr.models.detector import Detector
-from rfdetr.models.matcher import MatchCosts, match
+from rfdetr.models.keypoint_network import schema_masks
+from rfdetr.models.matcher import MatchCosts, Matches, match
 from tests import fill
 
 DATA = Path(__file__).parent / "data"
@@ -35,6 +36,14 @@ CONFIGS = {
     "large_deprecated": configs.RFDETRLargeDeprecatedConfig,
     "xlarge": configs.RFDETRXLargeConfig,
     "xxlarge": configs.RFDETR2XLargeConfig,
+    "seg_preview": configs.RFDETRSegPreviewConfig,
+    "seg_nano": configs.RFDETRSegNanoConfig,
+    "seg_small": configs.RFDETRSegSmallConfig,
+    "seg_medium": configs.RFDETRSegMediumConfig,
+    "seg_large": configs.RFDETRSegLargeConfig,
+    "seg_xlarge": configs.RFDETRSegXLargeConfig,
+    "seg_2xlarge": configs.RFDETRSeg2XLargeConfig,
+    "keypoint_preview": configs.RFDETRKeypointPreviewConfig,
 }
 
 
@@ -73,25 +82,37 @@ def filled_model(variant: str, seed: int, salts: dict | None = None, scales: Any
         for name, tensor in to_published(model.state_dict()).items()
         if tensor.is_floating_point()
     }
-    model.load_state_dict(to_internal(published)[0], assign=True)
+    weights = to_internal(published)[0]
+    if model.keypoints is not None:
+        masks = schema_masks(model.keypoints.schema)
+        weights |= zip(("keypoints.active", "keypoints.blocked"), masks, strict=True)
+    model.load_state_dict(weights, assign=True)
     return model
 
 
-def targets_of(tensors: dict, count: int, prefix: str = "") -> list[dict[str, Tensor]]:
-    """Targets per image of a recorded batch."""
-    return [{key: tensors[f"{prefix}target/{i}/{key}"] for key in ("labels", "boxes")} for i in range(count)]
+def targets_of(tensors: dict, count: int, prefix: str = "", mask_width: int | None = None) -> list[dict[str, Tensor]]:
+    """Targets per image of a recorded batch; masks are recorded as bits."""
+    found = []
+    for start in (f"{prefix}target/{i}/" for i in range(count)):
+        target = {key.removeprefix(start): tensor for key, tensor in tensors.items() if key.startswith(start)}
+        if "masks" in target:
+            bits = np.unpackbits(target["masks"].numpy(), axis=-1, count=mask_width)
+            target["masks"] = torch.from_numpy(bits.astype(bool))
+        found.append(target)
+    return found
 
 
 def match_layer(one: dict, targets: list[dict], groups: int, costs: MatchCosts) -> Pairs:
     """Query and target indices per image of one output layer."""
     joined = gather_targets(targets)
-    pairs = match(one["pred_logits"][None], one["pred_boxes"][None], joined, groups, costs)
-    starts = np.cumsum([0, *joined.counts])
-    found = []
-    for i in range(len(targets)):
-        here = pairs.image[0] == i
-        found.append((pairs.query[0][here].tolist(), (pairs.target[0][here] - int(starts[i])).tolist()))
-    return found
+    return pairs_of(match(one["pred_logits"][None], one["pred_boxes"][None], joined, groups, costs), 0, joined.counts)
+
+
+def pairs_of(matches: Matches, layer: int, counts: list[int]) -> Pairs:
+    """Query and target indices per image of one of the layers, by the number of targets of each image."""
+    image, query, target = (one[layer] for one in matches)
+    starts = np.cumsum([0, *counts])
+    return [(query[image == i].tolist(), (target[image == i] - int(starts[i])).tolist()) for i in range(len(counts))]
 
 
 def recorded_matches(tensors: dict, layer: str, count: int, prefix: str = "") -> Pairs:

@@ -6,7 +6,7 @@ import os
 import warnings
 from numbers import Integral
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, StrictBool, field_validator, model_validator
 
@@ -50,6 +50,15 @@ class ModelConfig(Options):
     ia_bce_loss: bool = Field(True, description="Class loss weighted by the overlap of the box.")
     segmentation_head: bool = Field(False, description="Predict masks.")
     mask_downsample_ratio: int = Field(4, ge=1, description="Input pixels per mask pixel.")
+    use_grouppose_keypoints: bool = Field(False, description="Predict keypoints.")
+    num_keypoints_per_class: list[int] = Field([], description="Keypoints of each class, the first classes first; others have none.")
+    dual_projector: bool = Field(False, description="Keypoints read maps of their own; every keypoint model does, and no other.")
+    dual_projector_kp_only: bool = Field(False, description="Boxes do not read those maps; as dual_projector.")
+    keypoint_cross_attn: Literal[True] = Field(True, description="Keypoints look at the image themselves.")
+    inter_instance_kp_attn: Literal[False] = Field(False, description="Keypoints do not look at those of other objects.")
+    grouppose_keypoint_dim_downscale: Literal[1] = Field(1, description="Keypoints are as wide as the decoder.")
+    num_decoder_registers: Literal[0] = Field(0, description="Further decoder tokens; there are none.")
+    postprocess_trace_alpha: float = Field(0.2, ge=0, description="How much the precision of keypoints moves the score.")
     pretrain_weights: str | None = Field(None, description="Checkpoint to start from: a published file name, a path, or None for random weights.")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps, ...")
     resolution: int = Field(384, description="Side of the square network input in pixels, a multiple of patch_size x num_windows.")
@@ -127,7 +136,18 @@ class ModelConfig(Options):
             raise ValueError(
                 f"out_feature_indexes={self.out_feature_indexes} must lie in 1..{depth} for {self.encoder}"
             )
+        self._fit_keypoints()
         return self
+
+    def _fit_keypoints(self) -> None:
+        schema, wanted = self.num_keypoints_per_class, self.use_grouppose_keypoints
+        if {self.dual_projector, self.dual_projector_kp_only} != {wanted}:
+            raise ValueError(f"dual_projector and dual_projector_kp_only must be {wanted}, as use_grouppose_keypoints")
+        if min(schema, default=0) < 0 or wanted != any(schema) or len(schema) > self.num_classes + 1:
+            raise ValueError(
+                f"num_keypoints_per_class={schema} must have a count for at most {self.num_classes + 1} classes with "
+                "use_grouppose_keypoints, one of them above 0, and be [] without"
+            )
 
 
 class RFDETRNanoConfig(ModelConfig):
@@ -178,6 +198,54 @@ class RFDETR2XLargeConfig(ModelConfig):
     variant = "2xlarge"
 
 
+class RFDETRSegPreviewConfig(ModelConfig):
+    """Masks, 432 pixels, 4 decoder layers, 200 queries."""
+
+    variant = "seg-preview"
+
+
+class RFDETRSegNanoConfig(ModelConfig):
+    """Masks, 312 pixels, 4 decoder layers."""
+
+    variant = "seg-nano"
+
+
+class RFDETRSegSmallConfig(ModelConfig):
+    """Masks, 384 pixels, 4 decoder layers."""
+
+    variant = "seg-small"
+
+
+class RFDETRSegMediumConfig(ModelConfig):
+    """Masks, 432 pixels, 5 decoder layers."""
+
+    variant = "seg-medium"
+
+
+class RFDETRSegLargeConfig(ModelConfig):
+    """Masks, 504 pixels, 5 decoder layers."""
+
+    variant = "seg-large"
+
+
+class RFDETRSegXLargeConfig(ModelConfig):
+    """Masks, 624 pixels, 6 decoder layers."""
+
+    variant = "seg-xlarge"
+
+
+class RFDETRSeg2XLargeConfig(ModelConfig):
+    """Masks, 768 pixels, 6 decoder layers."""
+
+    variant = "seg-2xlarge"
+
+
+class RFDETRKeypointPreviewConfig(ModelConfig):
+    """Keypoints of people, 576 pixels, 4 decoder layers."""
+
+    variant = "keypoint-preview"
+
+
 _NATIVE = ("cpu", "auto", "torchvision", "tv", "albumentations", "albu", "kornia", "gpu")
 
 
@@ -203,7 +271,7 @@ class TrainConfig(Options):
     epochs: int = Field(100, ge=1, description="Passes over the training split.")
     resume: StrictBool | str | None = Field(None, description="checkpoint.pth of a run to go on with; True takes the newest in output_dir, or starts a run where there is none.")
     seed: int | None = Field(None, ge=0, description="Seed of weights, order and augmentation; None draws one.")
-    batch_size: int | Literal["auto"] = Field(4, ge=1, description="Images per step and device; auto finds the largest that fits the GPU.")
+    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(4, description="Images per step and device; auto finds the largest that fits the GPU.")
     grad_accum_steps: int = Field(4, ge=1, description="Steps whose gradients are added before the weights move; auto batch size sets it.")
     auto_batch_target_effective: int = Field(16, ge=1, description="Images per optimiser step and device that batch_size=auto aims at.")
     auto_batch_max_targets_per_image: int = Field(100, ge=1, description="Objects per image when batch_size=auto tries a size.")

@@ -205,7 +205,10 @@ def from_checkpoint(path: str | Path, *, trust_checkpoint: bool = False, **optio
     """The model in a checkpoint file, whatever its size; see `RFDETR.from_checkpoint`."""
     path = find_weights(str(path))
     checkpoint = read_checkpoint(path, trust_checkpoint)
-    right = globals()[class_name(identify(checkpoint))]
+    name = class_name(identify(checkpoint))
+    right = globals().get(name)
+    if right is None:
+        raise ValueError(f"{path} holds {name}, which has no class in this release")
     return right(pretrain_weights=str(path), trust_checkpoint=trust_checkpoint, **options)
 
 

@@ -23,6 +23,15 @@ ENCODERS = {
 }
 
 
+# What a keypoint model has; its schema is one class of people with the keypoints of COCO.
+_KEYPOINTS = {
+    "use_grouppose_keypoints": True,
+    "dual_projector": True,
+    "dual_projector_kp_only": True,
+    "num_keypoints_per_class": [17],
+}
+
+
 @dataclass(frozen=True)
 class Variant:
     """One published size. `queries` is also the number of detections returned; `weights` the published file."""
@@ -61,6 +70,7 @@ class Variant:
             "num_queries": self.queries,
             "num_select": self.queries,
             "segmentation_head": self.task == "segment",
+            **(_KEYPOINTS if self.task == "keypoints" else {}),
             "pretrain_weights": self.weights,
         }
 
@@ -82,5 +92,14 @@ VARIANTS = {
                                 hidden_dim=512, heads=(16, 32), **_WIDE),
     "2xlarge":          Variant("detect", "rfdetr-2xlarge", 880, 20, 2, 5, 300, None,
                                 hidden_dim=512, heads=(16, 32), **_WIDE),
+    "seg-preview": Variant("segment", "rfdetr-seg-preview", 432, 12, 2, 4, 200, "rf-detr-seg-preview.pt"),
+    "seg-nano":    Variant("segment", "rfdetr-seg-nano",    312, 12, 1, 4, 100, "rf-detr-seg-nano.pt"),
+    "seg-small":   Variant("segment", "rfdetr-seg-small",   384, 12, 2, 4, 100, "rf-detr-seg-small.pt"),
+    "seg-medium":  Variant("segment", "rfdetr-seg-medium",  432, 12, 2, 5, 200, "rf-detr-seg-medium.pt"),
+    "seg-large":   Variant("segment", "rfdetr-seg-large",   504, 12, 2, 5, 200, "rf-detr-seg-large.pt"),
+    "seg-xlarge":  Variant("segment", "rfdetr-seg-xlarge",  624, 12, 2, 6, 300, "rf-detr-seg-xlarge.pt"),
+    "seg-2xlarge": Variant("segment", "rfdetr-seg-2xlarge", 768, 12, 2, 6, 300, "rf-detr-seg-xxlarge.pt"),
+    "keypoint-preview": Variant("keypoints", "rfdetr-keypoint-preview", 576, 12, 2, 4, 100,
+                                "rf-detr-keypoint-preview-xlarge.pth"),
 }
 # fmt: on

@@ -24,6 +24,15 @@ CASES = {
     "base": False,
     "large": False,
     "large_deprecated": True,
+    "seg_nano": False,
+    "seg_nano_eps": False,
+    "seg_small": True,
+    "seg_medium": True,
+    "seg_preview": True,
+    "seg_xlarge": True,
+    "seg_2xlarge": True,
+    "keypoint_preview": True,
+    "keypoint_preview_eps": False,
 }
 
 # Largest absolute difference by the recording's name without numbers; the README of the vectors has the noise.
@@ -47,6 +56,18 @@ TOLERANCE = {
     "aux_pred_boxes": 5e-5,
     "enc_pred_logits": 2e-4,
     "enc_pred_boxes": 2e-5,
+    "dec_kp_sample": 2e-3,
+    **dict.fromkeys(("pred_keypoints", "aux_pred_keypoints", "enc_pred_keypoints"), 5e-4),
+    **{
+        f"{layer}pred_masks_{kind}": tolerance
+        for layer in ("", "aux_", "enc_")
+        for kind, tolerance in {
+            "mean": 5e-3,
+            "sample": 5e-3,
+            "spatial_features_sample": 1e-3,
+            "query_features_sample": 1e-3,
+        }.items()
+    },
 }
 MEAN_TOLERANCE = 5e-5
 EPS_TOLERANCE = 2e-5
@@ -61,6 +82,14 @@ COUNTS = {
     "large_deprecated": (135_637_474, 121_380_142),
     "xlarge": (126_357_154, 114_446_062),
     "xxlarge": (126_903_202, 114_992_110),
+    "seg_preview": (34_153_555, 30_861_535),
+    "seg_nano": (33_577_475, 30_597_455),
+    "seg_small": (33_711_107, 30_731_087),
+    "seg_medium": (35_694_259, 32_402_239),
+    "seg_large": (35_873_971, 32_581_951),
+    "seg_xlarge": (38_113_635, 34_509_615),
+    "seg_2xlarge": (38_648_163, 35_044_143),
+    "keypoint_preview": (41_044_470, 35_993_818),
 }
 
 
@@ -94,6 +123,12 @@ def run_with_stages(model, images: Tensor, mask: Tensor | None) -> tuple[dict[st
         keep(model.decoder, lambda args, out: {"hs": out[-1]}),
     ]
     hooks += [keep(one, lambda args, out, j=j: {f"dec{j}": out}) for j, one in enumerate(model.decoder.layers)]
+    if model.keypoints is not None:
+        hooks.append(keep(model.keypoints.projector, lambda args, out: {f"proj2{j}": one for j, one in enumerate(out)}))
+        hooks += [
+            keep(one, lambda args, out, j=j: {f"dec{j}": out[0], f"dec{j}_kp": out[1]})
+            for j, one in enumerate(model.keypoints.layers)
+        ]
     outputs = model(images, mask)
     run_dead_blocks(model.encoder, seen)
     for hook in hooks:
@@ -131,6 +166,16 @@ def recorded_stages(seen: dict[str, Tensor], outputs: dict, arrays: dict, traini
         logits, boxes = every[prefix.rstrip("0123456789_")]
         found[f"{prefix}pred_logits"] = one["pred_logits"][:, ::logits].detach().numpy()
         found[f"{prefix}pred_boxes"] = one["pred_boxes"][:, ::boxes].detach().numpy()
+        if "pred_keypoints" in one:
+            found[f"{prefix}pred_keypoints"] = one["pred_keypoints"][:, ::logits].detach().numpy()
+        masks = one.get("pred_masks", {})
+        if isinstance(masks, Tensor):
+            found[f"{prefix}pred_masks_mean"] = masks.mean((2, 3)).numpy()
+            masks = {"": masks}
+        for part, tensor in masks.items():
+            name = f"{prefix}pred_masks_{part}_sample".replace("__", "_")
+            if name in arrays:
+                found[name] = fill.sample(tensor.detach().numpy(), arrays[name].size)
     return found
 
 
@@ -148,7 +193,7 @@ def check_stages(found: dict[str, np.ndarray], arrays: dict[str, np.ndarray], to
         assert_close(
             array, expected, name, atol=TOLERANCE[kind] if tolerance is None else min(tolerance, TOLERANCE[kind])
         )
-        if kind in ("dec_sample", "hs_sample", "pred_logits", "aux_pred_logits"):
+        if kind in ("dec_sample", "dec_kp_sample", "hs_sample", "pred_logits", "aux_pred_logits"):
             assert np.abs(array - expected).mean() <= MEAN_TOLERANCE, name
 
 
@@ -164,8 +209,9 @@ def test_forward_equals_the_recorded_stages(name):
 
 
 @pytest.mark.slow
-def test_training_pass_and_gradients_equal_the_recorded_ones():
-    case, arrays = read_case("nano_train")
+@pytest.mark.parametrize("name", ["nano_train", "seg_nano_train", "keypoint_preview_train"])
+def test_training_pass_and_gradients_equal_the_recorded_ones(name):
+    case, arrays = read_case(name)
     names = json.loads(bytes(arrays.pop("grad_names")))
     gradients = {name: arrays.pop(name) for name in ("loss", "grad_norm", "grad_probe")}
     model = filled_model(case.variant, case.fill_seed, case.salts, case.scales).train()
@@ -180,10 +226,11 @@ def test_training_pass_and_gradients_equal_the_recorded_ones():
 
 
 def probe_loss(prefix: str, output: dict) -> Tensor:
-    keys = ("pred_logits", "pred_boxes")
+    tensors = {key: output[key] for key in ("pred_logits", "pred_boxes", "pred_keypoints") if key in output}
+    tensors |= {f"pred_masks/{part}": tensor for part, tensor in output.get("pred_masks", {}).items()}
     return sum(
-        (output[key].double() * torch.from_numpy(fill.unit(f"coef/{prefix}{key}", output[key].shape))).mean()
-        for key in keys
+        (tensor.double() * torch.from_numpy(fill.unit(f"coef/{prefix}{key}", tensor.shape))).mean()
+        for key, tensor in tensors.items()
     )
 
 
@@ -218,7 +265,9 @@ def test_published_names_and_shapes_equal_the_recorded_ones(variant):
 def test_parameter_counts_equal_the_documented_ones(variant):
     everything = sum(parameter.numel() for parameter in meta_model(variant).parameters())
     one_group = meta_model(variant, group_detr=1)
-    unread = one_group.encoder.blocks[max(one_group.encoder.taps) :].parameters()
+    unread = list(one_group.encoder.blocks[max(one_group.encoder.taps) :].parameters())
+    if one_group.keypoints is not None:
+        unread += [*one_group.keypoints.box_heads.parameters(), *one_group.keypoints.box_start.parameters()]
     dead = one_group.encoder.mask_token.numel() + sum(parameter.numel() for parameter in unread)
     assert (everything, sum(p.numel() for p in one_group.parameters()) - dead) == COUNTS[variant]
 
@@ -226,13 +275,14 @@ def test_parameter_counts_equal_the_documented_ones(variant):
 @pytest.mark.parametrize("variant", CONFIGS)
 def test_renaming_there_and_back_keeps_every_tensor(variant):
     # Small tensors of distinct values: what matters is which part ends where, not the published shapes.
-    names = [name for name, _, dtype in read_spec(variant) if dtype != "bool"]
+    masks = () if "keypoint" in variant else ("_kp_active_mask",)
+    names = [name for name, _, _ in read_spec(variant) if name not in masks]
     published = {name: torch.arange(6.0).view(3, 2) + 6 * i for i, name in enumerate(names)}
     internal, unknown = to_internal(published)
     assert not unknown
     assert internal.keys() == meta_model(variant).state_dict().keys()
     back = to_published(internal)
-    assert back.keys() - {"_kp_active_mask"} == published.keys()
+    assert back.keys() - set(masks) == published.keys()
     assert all(torch.equal(back[name], tensor) for name, tensor in published.items())
 
 

@@ -38,7 +38,7 @@ def read_runs(variant: str) -> list:
 
 RUNS = [
     pytest.param(variant, *run, id=f"{variant}-{i}")
-    for variant in ("nano", "base")
+    for variant in ("nano", "base", "seg_nano", "keypoint_preview")
     for i, run in enumerate(read_runs(variant))
 ]
 

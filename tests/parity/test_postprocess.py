@@ -9,8 +9,9 @@ from tests.vectors import assert_close, read_arrays, read_json, read_tensors
 from torch import Tensor, nn
 
 from rfdetr import RFDETRNano
+from rfdetr.models import postprocess
 from rfdetr.models.backbone import resize_positions
-from rfdetr.models.postprocess import PostProcess
+from rfdetr.models.postprocess import PostProcess, pixel_covariance
 
 MODEL = read_tensors("model/postprocess")
 META, DATA = read_json("inference/postprocess"), read_tensors("inference/postprocess")
@@ -34,6 +35,69 @@ def test_detections_equal_the_recorded_ones(name):
         assert torch.equal(one["labels"], DATA[f"{name}.out{i}.labels"])
         assert_close(one["scores"], DATA[f"{name}.out{i}.scores"], "scores", 1e-6)
         assert_close(one["boxes"], DATA[f"{name}.out{i}.boxes"], "boxes", 1e-3)
+
+
+def outputs_of(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The raw outputs of a recorded case."""
+    return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(f"{prefix}pred_")}
+
+
+@pytest.mark.parametrize(("name", "select", "threshold"), [("full", 10, None), ("thr", 40, 0.6)])
+def test_masks_equal_the_recorded_ones(name, select, threshold):
+    found = PostProcess(select)(outputs_of(MODEL, "seg/"), MODEL["seg/target_sizes"], threshold)
+    for i, one in enumerate(found):
+        recorded = f"seg/{name}/{i}/"
+        assert list(one["masks"].shape) == MODEL[f"{recorded}masks_shape"].tolist()
+        assert np.array_equal(np.packbits(one["masks"].numpy()), MODEL[f"{recorded}masks_bits"].numpy())
+        assert torch.equal(one["labels"], MODEL[f"{recorded}labels"])
+        assert torch.equal(one["boxes"], MODEL[f"{recorded}boxes"])
+        assert_close(one["scores"], MODEL[f"{recorded}scores"], "scores", 1e-7)
+
+
+@pytest.mark.parametrize("pixels", [1, 2**24])
+@pytest.mark.parametrize("name", ["seg20", "seg20_thr"])
+def test_masks_of_large_images_equal_the_recorded_ones_in_chunks_of_any_size(name, pixels, monkeypatch):
+    monkeypatch.setattr(postprocess, "_MASK_PIXELS", pixels)
+    case = META[name]
+    sizes = torch.tensor(case["target_sizes_hw"])
+    found = PostProcess(case["num_select"])(outputs_of(DATA, "seg20.in."), sizes, case.get("score_threshold"))
+    for i, one in enumerate(found):
+        assert list(one["masks"].shape) == case["masks_shape"][i]
+        assert np.array_equal(np.packbits(one["masks"].numpy()), DATA[f"{name}.out{i}.masks_packed"].numpy())
+        assert torch.equal(one["labels"], DATA[f"{name}.out{i}.labels"])
+
+
+def check_keypoints(found: list[dict[str, Tensor]], tensors: dict[str, Tensor], where: str) -> None:
+    """Compare with a recording whose names hold image and field."""
+    for i, one in enumerate(found):
+        expected = {name: tensors[where.format(i, name)] for name in one}
+        assert torch.equal(one["labels"], expected["labels"])
+        assert_close(one["scores"], expected["scores"], "scores", 1e-6)
+        assert_close(one["boxes"], expected["boxes"], "boxes", 1e-3)
+        assert_close(one["keypoints"], expected["keypoints"], "keypoints", 1e-4)
+        precision = "keypoint_precision_cholesky"
+        assert_close(one[precision], expected[precision], precision)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.2])
+@pytest.mark.parametrize("name", ["active", "bgfirst", "mixed"])
+def test_keypoints_and_their_scores_equal_the_recorded_ones(name, alpha):
+    prefix = f"kp/{name}/"
+    schema, sizes = MODEL[f"{prefix}schema"].tolist(), MODEL[f"{prefix}target_sizes"]
+    found = PostProcess(15, schema, alpha)(outputs_of(MODEL, prefix), sizes)
+    case = {f"{i}/{key}": MODEL[f"{prefix}alpha{alpha}/{key}"][i] for i in range(2) for key in found[0]}
+    check_keypoints(found, case, "{}/{}")
+    for i, one in enumerate(found):
+        covariance = pixel_covariance(one["keypoint_precision_cholesky"], *sizes[i].tolist())
+        assert_close(covariance, MODEL[f"{prefix}covariance/{i}"], "covariance", rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", [name for name in META if name.startswith("kp")])
+def test_keypoints_of_other_schemas_equal_the_recorded_ones(name):
+    case, source = META[name], name.split("_alpha")[0]
+    made = PostProcess(case["num_select"], case["num_keypoints_per_class"], case["trace_alpha"])
+    found = made(outputs_of(DATA, f"{source}_alpha0.2.in."), torch.tensor(case["target_sizes_hw"]))
+    check_keypoints(found, DATA, f"{name}.out{{}}.{{}}")
 
 
 class Fixed(nn.Module):

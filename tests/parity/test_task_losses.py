@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from tests.vectors import assert_close, read_arrays, read_json, recorded_matches
+from tests.vectors import assert_close, pairs_of, read_arrays, read_json, recorded_matches, targets_of
 from torch import Tensor
 
 from rfdetr.models import criterion as criterion_module
@@ -28,7 +27,8 @@ class Case:
         self.meta, arrays = read_json(f"training/loss_{name}"), read_arrays(f"training/loss_{name}")
         self.tensors = {key: torch.from_numpy(value) for key, value in arrays.items()}
         self.layers = {layer: self._layer(layer) for layer in self.meta["layers"]}
-        self.targets = [self._target(i) for i in range(self.meta["num_images"])]
+        width = self.meta.get("target_mask_shape", (None, None))[1]
+        self.targets = targets_of(self.tensors, self.meta["num_images"], mask_width=width)
         self.points = self._points()
 
     def _layer(self, layer: str) -> dict[str, Any]:
@@ -42,15 +42,6 @@ class Case:
                 else:
                     found[field] = tensor
         return found
-
-    def _target(self, image: int) -> dict[str, Tensor]:
-        names = ("labels", "boxes", "keypoints")
-        target = {n: self.tensors[k] for n in names if (k := f"target/{image}/{n}") in self.tensors}
-        if "target_mask_shape" in self.meta:
-            width = self.meta["target_mask_shape"][1]
-            packed = self.tensors[f"target/{image}/masks"].numpy()
-            target["masks"] = torch.from_numpy(np.unpackbits(packed, axis=-1, count=width).astype(bool))
-        return target
 
     def _points(self) -> Iterator[Tensor]:
         for key, shape in self.meta.get("rand_calls", ()):
@@ -84,13 +75,8 @@ def test_assignments_losses_and_gradients_equal_the_recorded_ones(name: str, mon
     aux = [one for layer, one in case.layers.items() if layer.startswith("aux")]
     outputs = {**case.layers["final"], "aux_outputs": aux, "enc_outputs": case.layers["enc"]}
     losses = criterion(outputs, case.targets)
-    starts = np.cumsum([0, *case.meta["targets_per_image"]])
     for number, layer in enumerate(case.meta["layers"]):
-        image, query, target = (one[number] for one in found[0])
-        ours = [
-            (query[image == i].tolist(), (target[image == i] - int(starts[i])).tolist())
-            for i in range(case.meta["num_images"])
-        ]
+        ours = pairs_of(found[0], number, case.meta["targets_per_image"])
         assert ours == recorded_matches(case.tensors, layer, case.meta["num_images"]), layer
     assert losses.keys() == case.meta["losses"].keys()
     for key, value in case.meta["losses"].items():

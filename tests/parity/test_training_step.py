@@ -4,48 +4,74 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from tests import fill
-from tests.vectors import assert_close, filled_model, match_layer, read_json, read_tensors, recorded_matches, targets_of
+from tests.vectors import assert_close, filled_model, pairs_of, read_json, read_tensors, recorded_matches, targets_of
 
 from rfdetr.checkpoints.names import to_published
 from rfdetr.config import TrainConfig
+from rfdetr.models import criterion as criterion_module
 from rfdetr.models.criterion import Criterion, loss_weights
+from rfdetr.models.keypoints import KeypointTerms, Terms
+from rfdetr.models.masks import MaskTerms
+from rfdetr.models.matcher import match
 from rfdetr.training.optim import Rates, build_optimizer
 from rfdetr.training.runtime import Runtime
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def step() -> SimpleNamespace:
+def criterion_of(variant: str, meta: dict, layers: int) -> Criterion:
+    """The losses of the variant's task with the documented weights; sampled points as recorded."""
+    names = iter(meta.get("rand_names", ()))
+
+    def uniform(*shape: int, device: torch.device) -> torch.Tensor:
+        name, recorded = next(names)
+        assert tuple(recorded) == shape
+        drawn = (0.5 * (fill.unit(name, shape, meta["fill_seed"]) + 1)).astype(np.float32)
+        return torch.from_numpy(np.minimum(drawn, np.float32(1 - 2**-24)))
+
+    if variant == "seg_nano":
+        weights = loss_weights(layers, loss_mask_ce=5.0, loss_mask_dice=5.0)
+        return Criterion(weights, meta["group_detr"], masks=MaskTerms(uniform=uniform))
+    if variant == "keypoint_preview":
+        weights = loss_weights(layers, cls=2.0, **{f"loss_keypoints_{name}": 1.0 for name in Terms._fields})
+        return Criterion(weights, meta["group_detr"], keypoints=KeypointTerms((17,)))
+    return Criterion(loss_weights(layers), meta["group_detr"])
+
+
+@pytest.fixture(scope="module", params=["nano", "seg_nano", "keypoint_preview"])
+def step(request: pytest.FixtureRequest) -> SimpleNamespace:
     """Everything that one step of our code gives; tensors by published name."""
-    meta, tensors = read_json("training/train_step_nano"), read_tensors("training/train_step_nano")
+    name = f"training/train_step_{request.param}"
+    meta, tensors = read_json(name), read_tensors(name)
     groups = meta["group_detr"]
     settings = {"resolution": meta["resolution"], "num_queries": meta["num_queries"], "group_detr": groups}
     model = filled_model(meta["variant"], meta["fill_seed"], **settings).train()
     images = torch.from_numpy(fill.make_batch(meta["image_seeds"], meta["resolution"], meta["resolution"]))
-    targets = targets_of(tensors, meta["batch"])
-    criterion = Criterion(loss_weights(len(model.decoder.layers)), groups).train()
+    targets = targets_of(tensors, meta["batch"], mask_width=meta.get("target_mask_shape", (None, None))[1])
+    criterion = criterion_of(request.param, meta, len(model.decoder.layers)).train()
     outputs = model(images, torch.zeros(len(images), *images.shape[2:], dtype=torch.bool))
-    losses = criterion(outputs, targets)
+    matches = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(criterion_module, "match", lambda *parts: matches.append(match(*parts)) or matches[-1])
+        losses = criterion(outputs, targets)
     total = criterion.weighted_total(losses)
     runtime = Runtime(torch.device("cpu"))
     runtime.backward(total)
     gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    before = {name: tensor.detach().clone() for name, tensor in model.named_parameters()}
     update(model, runtime)
     return SimpleNamespace(
         meta=meta,
         tensors=tensors,
-        layers={"final": outputs, "aux0": outputs["aux_outputs"][0], "enc": outputs["enc_outputs"]},
-        targets=targets,
-        criterion=criterion,
+        matches=matches,
         losses=losses,
         total=total,
         gradients=to_published(gradients),
-        changes=to_published({name: tensor - before[name] for name, tensor in model.state_dict().items()}),
+        changes=to_published({name: tensor.detach() - before[name] for name, tensor in model.named_parameters()}),
     )
 
 
@@ -63,10 +89,11 @@ def update(model, runtime: Runtime) -> None:
     runtime.optimiser_step(build_optimizer(model, rates, fused=False), config.clip_max_norm)
 
 
-@pytest.mark.parametrize("layer", ["final", "aux0", "enc"])
-def test_assignments_equal_the_recorded_ones(step, layer):
-    found = match_layer(step.layers[layer], step.targets, step.criterion.groups, step.criterion.costs)
-    assert found == recorded_matches(step.tensors, layer, len(step.targets))
+def test_assignments_equal_the_recorded_ones(step):
+    (matches,), counts = step.matches, step.meta["targets_per_image"]
+    earlier = [f"aux{i}" for i in range(len(matches.image) - 2)]
+    for number, layer in enumerate(["final", *earlier, "enc"]):
+        assert pairs_of(matches, number, counts) == recorded_matches(step.tensors, layer, len(counts)), layer
 
 
 def test_losses_equal_the_recorded_ones(step):

@@ -549,7 +549,10 @@ def test_large_with_a_file_of_the_first_large_builds_that(variant_files):
     ("extra", "message"),
     [
         ({"segmentation_head.bias": torch.zeros(1)}, r"does not hold RFDETRNano: segmentation_head=True"),
-        ({"keypoint_embed.layers.0.weight": torch.zeros(4, 4)}, "holds a keypoint model"),
+        (
+            {"keypoint_embed.layers.0.weight": torch.zeros(4, 4)},
+            r"does not hold RFDETRNano: use_grouppose_keypoints=True",
+        ),
     ],
 )
 @pytest.mark.parametrize("name", ["RFDETRNano", None, "RFDETRSegNano"])

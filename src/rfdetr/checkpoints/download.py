@@ -29,6 +29,17 @@ PUBLISHED = {
     ),
     "rf-detr-large-2026.pth": ("rf-detr-large-2026.pth", "5cb72153541cbcb9aa6efa26222acc75"),
     "rf-detr-large.pth": ("rf-detr-large.pth", "992c8e862aa733a7bb2777e45d49f1a0"),
+    "rf-detr-seg-preview.pt": ("rf-detr-seg-preview.pt", "e35820c28fb86080558123e47a5e49ca"),
+    "rf-detr-seg-nano.pt": ("rf-detr-seg-n-ft.pth", "9995497791d0ff1664a1d9ddee9cfd20"),
+    "rf-detr-seg-small.pt": ("rf-detr-seg-s-ft.pth", "0a2a3006381d0c42853907e700eadd08"),
+    "rf-detr-seg-medium.pt": ("rf-detr-seg-m-ft.pth", "a49af1562c3719227ad43d0ca53b4c7a"),
+    "rf-detr-seg-large.pt": ("rf-detr-seg-l-ft.pth", "275f7b094909544ed2841c94a677d07e"),
+    "rf-detr-seg-xlarge.pt": ("rf-detr-seg-xl-ft.pth", "3693b35d0eea86ebb3e0444f4a611fba"),
+    "rf-detr-seg-xxlarge.pt": ("rf-detr-seg-2xl-ft.pth", "040bc3412af840fa8a47e0ff69b552ba"),
+    "rf-detr-keypoint-preview-xlarge.pth": (
+        "rf-detr-keypoint-preview-xlarge.pth",
+        "6de511943ee85a547d4c5cb527daf0eb",
+    ),
 }
 # The weights of these sizes are under the Platform Model License 1.0, so they are not fetched from here.
 OTHER_LICENSE = {"rf-detr-xlarge.pth", "rf-detr-xxlarge.pth"}

@@ -10,8 +10,10 @@ from rfdetr.config import ModelConfig, PretrainWeightsCompatibilityWarning, RFDE
 from rfdetr.variants import ENCODERS, VARIANTS, Variant
 
 _ENCODER = "backbone.0.encoder.encoder"
+# Those of the settings below that tell one task from another.
+TASK = ("segmentation_head", "use_grouppose_keypoints")
 # Settings that the shapes of the tensors tell.
-STRUCTURE = ("encoder", "patch_size", "hidden_dim", "dec_layers", "projector_scale", "segmentation_head")
+STRUCTURE = ("encoder", "patch_size", "hidden_dim", "dec_layers", "projector_scale", *TASK)
 # Settings that a file restores beside them; the shapes do not tell these, or not alone.
 RESTORED = (
     "out_feature_indexes",
@@ -29,14 +31,8 @@ RESTORED = (
 
 
 def structure(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The settings of `STRUCTURE`, read off the shapes of the tensors.
-
-    Raises:
-        ValueError: the file holds a keypoint model.
-    """
+    """The settings of `STRUCTURE`, read off the shapes of the tensors."""
     weights = checkpoint.weights
-    if any(name.startswith("keypoint_embed.") for name in weights):
-        raise ValueError(f"checkpoint {checkpoint.path} holds a keypoint model, which this release cannot build")
     dim, _, patch, _ = weights[f"{_ENCODER}.embeddings.patch_embeddings.projection.weight"].shape
     depth = 1 + _highest(checkpoint, f"{_ENCODER}.encoder.layer.")
     levels = 1 + _highest(checkpoint, "backbone.0.projector.stages.")
@@ -48,6 +44,7 @@ def structure(checkpoint: Checkpoint) -> dict[str, Any]:
         "dec_layers": 1 + _highest(checkpoint, "transformer.decoder.layers."),
         "projector_scale": [_level(checkpoint, i) for i in range(levels)],
         "segmentation_head": "segmentation_head.bias" in weights,
+        "use_grouppose_keypoints": any(name.startswith("keypoint_embed.") for name in weights),
     }
 
 
@@ -65,7 +62,7 @@ def _level(checkpoint: Checkpoint, index: int) -> str:
 
 def _row_structure(row: Variant) -> dict[str, Any]:
     defaults = row.config_defaults()
-    return {name: defaults[name] for name in STRUCTURE}
+    return {name: defaults.get(name, False) for name in STRUCTURE}
 
 
 def _named_size(checkpoint: Checkpoint) -> str | None:
@@ -120,13 +117,14 @@ def adopt(config: ModelConfig, checkpoint: Checkpoint) -> ModelConfig:
     named = _named_size(checkpoint)
     if config.variant == "large" and structure(checkpoint) == _row_structure(VARIANTS["large-deprecated"]):
         config, named = _first_large(config, checkpoint), "large-deprecated"
+    changed = differing(config, checkpoint)
+    other_task = any(name in changed for name in TASK)
     own = config.variant in (None, named) or checkpoint.model_name in ({config.model_name} - {None})
     # Sizes that differ in the resolution alone may start from each other's files where the user states it.
-    if config.variant and named and not own and not config.is_explicit("resolution"):
+    if config.variant and named and not own and not other_task and not config.is_explicit("resolution"):
         wanted = config.model_name or class_name(config.variant)
         raise ValueError(f"checkpoint {checkpoint.path} does not hold {wanted}. {_advice(checkpoint)}")
-    changed = differing(config, checkpoint)
-    adopted = {n: v for n, v in changed.items() if own and n != "segmentation_head" and not config.is_explicit(n)}
+    adopted = {n: v for n, v in changed.items() if own and n not in TASK and not config.is_explicit(n)}
     _check_structure(config, {n: v for n, v in changed.items() if n not in adopted}, checkpoint)
     adopted |= {n: checkpoint.settings[n] for n in RESTORED if checkpoint.settings.get(n) is not None}
     adopted["num_classes"] = checkpoint.class_rows - 1
@@ -165,7 +163,7 @@ def _check_structure(config: ModelConfig, changed: dict[str, Any], checkpoint: C
     if not changed:
         return
     told = ", ".join(f"{name}={value} (the model has {getattr(config, name)})" for name, value in changed.items())
-    if all(config.is_explicit(name) for name in changed) and "segmentation_head" not in changed:
+    if all(config.is_explicit(name) for name in changed) and not any(name in changed for name in TASK):
         warnings.warn(
             f"{checkpoint.path} was trained with {told}; tensors that fit are loaded, the others start fresh",
             PretrainWeightsCompatibilityWarning,
@@ -178,7 +176,10 @@ def _check_structure(config: ModelConfig, changed: dict[str, Any], checkpoint: C
 
 def _advice(checkpoint: Checkpoint) -> str:
     try:
-        right = class_name(identify(checkpoint))
+        key = identify(checkpoint)
     except ValueError:
         return "No size of this release has this structure"
+    right = class_name(key)
+    if VARIANTS[key].task != "detect":
+        return f"It holds {right}, which has no class in this release"
     return f"It holds {right}: use rfdetr.{right}(pretrain_weights=...) or rfdetr.from_checkpoint(...)"

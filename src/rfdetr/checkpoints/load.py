@@ -321,5 +321,5 @@ def load_weights(module: torch.nn.Module, weights: Mapping[str, Tensor], path: P
         raise ValueError(f"{path} does not fit this model: {_shortened(wrong)}")
     if unused := [name for name in given if name not in wanted]:
         _warn_unused(path, unused)
-    own = {name: weights[name].float().clone() for name in module.state_dict()}
+    own = {name: weights[name].to(tensor.dtype).clone() for name, tensor in module.state_dict().items()}
     module.load_state_dict(own, assign=True)

@@ -16,9 +16,53 @@ from torch import Tensor
 
 _ENCODER = "backbone.0.encoder.encoder"
 _BLOCK = f"{_ENCODER}.encoder.layer.{{i}}"
-_LEVEL = "backbone.0.projector.stages.{i}.0"
-_RESAMPLE = "backbone.0.projector.stages_sampling.{i}.{j}.0"
 _DECODER = "transformer.decoder.layers.{i}"
+_MASKS = "segmentation_head"
+
+
+def _attention(published: str, internal: str) -> tuple[tuple[str, str], ...]:
+    """Rows of a self attention."""
+    return (f"{published}.in_proj_", f"{internal}.qkv."), (f"{published}.out_proj.", f"{internal}.output.")
+
+
+def _deformable(published: str, internal: str) -> tuple[tuple[str, str], ...]:
+    """Rows of a deformable attention."""
+    parts = {"sampling_offsets": "offsets", "attention_weights": "weights", "value_proj": "value"}
+    parts["output_proj"] = "output"
+    return tuple((f"{published}.{theirs}.", f"{internal}.{ours}.") for theirs, ours in parts.items())
+
+
+def _projector(published: str, internal: str) -> tuple[tuple[str, str], ...]:
+    """Rows of a projector."""
+    resample, level = f"{published}.stages_sampling.{{i}}.{{j}}.0", f"{published}.stages.{{i}}.0"
+    fuse = f"{internal}.levels.{{i}}.fuse"
+    return (
+        (f"{resample}.bn.", f"{internal}.levels.{{i}}.resample.{{j}}.norm."),
+        (f"{resample}.", f"{internal}.levels.{{i}}.resample.{{j}}."),
+        (f"{level}.cv1.conv.", f"{fuse}.enter.conv."),
+        (f"{level}.cv1.bn.", f"{fuse}.enter.norm."),
+        (f"{level}.cv2.conv.", f"{fuse}.leave.conv."),
+        (f"{level}.cv2.bn.", f"{fuse}.leave.norm."),
+        (f"{level}.m.{{j}}.cv1.conv.", f"{fuse}.bottlenecks.{{j}}.first.conv."),
+        (f"{level}.m.{{j}}.cv1.bn.", f"{fuse}.bottlenecks.{{j}}.first.norm."),
+        (f"{level}.m.{{j}}.cv2.conv.", f"{fuse}.bottlenecks.{{j}}.second.conv."),
+        (f"{level}.m.{{j}}.cv2.bn.", f"{fuse}.bottlenecks.{{j}}.second.norm."),
+        (f"{published}.stages.{{i}}.1.", f"{internal}.levels.{{i}}.norm."),
+    )
+
+
+def _token_start(published: str, internal: str) -> tuple[tuple[str, str], ...]:
+    """Rows of what keypoint tokens start from."""
+    return (
+        (f"{published}.queries", f"{internal}.tokens"),
+        (f"{published}.adaLN_modulation.0.", f"{internal}.modulation_in."),
+        (f"{published}.adaLN_modulation.2.", f"{internal}.modulation_out."),
+        (f"{published}.out_proj.", f"{internal}.output."),
+    )
+
+
+# A buffer of the published network that says which keypoints exist; it is empty without a keypoint head.
+KEYPOINT_MASK = "_kp_active_mask"
 
 TABLE = (
     (f"{_ENCODER}.embeddings.cls_token", "encoder.class_token"),
@@ -34,28 +78,14 @@ TABLE = (
     (f"{_BLOCK}.mlp.fc2.", "encoder.blocks.{i}.mlp_out."),
     (f"{_BLOCK}.layer_scale2.lambda1", "encoder.blocks.{i}.scale2"),
     (f"{_ENCODER}.layernorm.", "encoder.norm."),
-    (f"{_RESAMPLE}.bn.", "projector.levels.{i}.resample.{j}.norm."),
-    (f"{_RESAMPLE}.", "projector.levels.{i}.resample.{j}."),
-    (f"{_LEVEL}.cv1.conv.", "projector.levels.{i}.fuse.enter.conv."),
-    (f"{_LEVEL}.cv1.bn.", "projector.levels.{i}.fuse.enter.norm."),
-    (f"{_LEVEL}.cv2.conv.", "projector.levels.{i}.fuse.leave.conv."),
-    (f"{_LEVEL}.cv2.bn.", "projector.levels.{i}.fuse.leave.norm."),
-    (f"{_LEVEL}.m.{{j}}.cv1.conv.", "projector.levels.{i}.fuse.bottlenecks.{j}.first.conv."),
-    (f"{_LEVEL}.m.{{j}}.cv1.bn.", "projector.levels.{i}.fuse.bottlenecks.{j}.first.norm."),
-    (f"{_LEVEL}.m.{{j}}.cv2.conv.", "projector.levels.{i}.fuse.bottlenecks.{j}.second.conv."),
-    (f"{_LEVEL}.m.{{j}}.cv2.bn.", "projector.levels.{i}.fuse.bottlenecks.{j}.second.norm."),
-    ("backbone.0.projector.stages.{i}.1.", "projector.levels.{i}.norm."),
+    *_projector("backbone.0.projector", "projector"),
     ("transformer.enc_output.{g}.", "proposals.embed."),
     ("transformer.enc_output_norm.{g}.", "proposals.norm."),
     ("transformer.enc_out_class_embed.{g}.", "proposals.classes."),
     ("transformer.enc_out_bbox_embed.{g}.layers.{i}.", "proposals.boxes.layers.{i}."),
-    (f"{_DECODER}.self_attn.in_proj_", "decoder.layers.{i}.self_attention.qkv."),
-    (f"{_DECODER}.self_attn.out_proj.", "decoder.layers.{i}.self_attention.output."),
+    *_attention(f"{_DECODER}.self_attn", "decoder.layers.{i}.self_attention"),
     (f"{_DECODER}.norm1.", "decoder.layers.{i}.norm1."),
-    (f"{_DECODER}.cross_attn.sampling_offsets.", "decoder.layers.{i}.cross_attention.offsets."),
-    (f"{_DECODER}.cross_attn.attention_weights.", "decoder.layers.{i}.cross_attention.weights."),
-    (f"{_DECODER}.cross_attn.value_proj.", "decoder.layers.{i}.cross_attention.value."),
-    (f"{_DECODER}.cross_attn.output_proj.", "decoder.layers.{i}.cross_attention.output."),
+    *_deformable(f"{_DECODER}.cross_attn", "decoder.layers.{i}.cross_attention"),
     (f"{_DECODER}.norm2.", "decoder.layers.{i}.norm2."),
     (f"{_DECODER}.linear1.", "decoder.layers.{i}.mlp_in."),
     (f"{_DECODER}.linear2.", "decoder.layers.{i}.mlp_out."),
@@ -66,10 +96,33 @@ TABLE = (
     ("bbox_embed.", "box_head."),
     ("refpoint_embed.weight", "query_boxes"),
     ("query_feat.weight", "query_features"),
+    (f"{_MASKS}.blocks.{{i}}.dwconv.", "mask_head.blocks.{i}.conv."),
+    (f"{_MASKS}.blocks.{{i}}.norm.", "mask_head.blocks.{i}.norm."),
+    (f"{_MASKS}.blocks.{{i}}.pwconv1.", "mask_head.blocks.{i}.mix."),
+    (f"{_MASKS}.spatial_features_proj.", "mask_head.map_output."),
+    (f"{_MASKS}.query_features_block.norm_in.", "mask_head.query_norm."),
+    (f"{_MASKS}.query_features_block.layers.0.", "mask_head.query_in."),
+    (f"{_MASKS}.query_features_block.layers.2.", "mask_head.query_out."),
+    (f"{_MASKS}.query_features_proj.", "mask_head.query_output."),
+    (f"{_MASKS}.bias", "mask_head.bias"),
+    *_projector("backbone.0.cross_attn_projector", "keypoints.projector"),
+    *_token_start("transformer.keypoint_query_initializer", "keypoints.start"),
+    *_token_start("transformer.keypoint_query_initializer_enc", "keypoints.box_start"),
+    *_attention(f"{_DECODER}.kp_inst_self_attn", "keypoints.layers.{i}.self_attention"),
+    (f"{_DECODER}.instance_kp_layer_scale", "keypoints.layers.{i}.instance_scale"),
+    (f"{_DECODER}.kp_inst_norm.", "keypoints.layers.{i}.instance_norm."),
+    (f"{_DECODER}.kp_norm.", "keypoints.layers.{i}.norm1."),
+    *_deformable(f"{_DECODER}.kp_cross_attn", "keypoints.layers.{i}.cross_attention"),
+    (f"{_DECODER}.kp_cross_attn_norm.", "keypoints.layers.{i}.norm2."),
+    (f"{_DECODER}.kp_linear1.", "keypoints.layers.{i}.mlp_in."),
+    (f"{_DECODER}.kp_linear3.", "keypoints.layers.{i}.mlp_out."),
+    (f"{_DECODER}.kp_norm5.", "keypoints.layers.{i}.norm3."),
+    ("transformer.decoder.keypoint_pos_embed", "keypoints.position"),
+    ("transformer.enc_out_keypoint_embed.{g}.layers.{i}.", "keypoints.box_heads.layers.{i}."),
+    ("keypoint_embed.", "keypoints.head."),
+    (KEYPOINT_MASK, "keypoints.active"),
+    ("transformer.decoder.keypoint_class_mask", "keypoints.blocked"),
 )
-
-# A buffer of the published network that says which keypoints exist; it is empty without a keypoint head.
-KEYPOINT_MASK = "_kp_active_mask"
 
 _CHOICE = re.compile(r"\[([\w,]+)\]")
 
@@ -133,8 +186,9 @@ def to_internal(published: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], lis
     for name, tensor in published.items():
         row = internal_name(name)
         if row is None:
-            if name != KEYPOINT_MASK:
-                unknown.append(name)
+            unknown.append(name)
+            continue
+        if name == KEYPOINT_MASK and not tensor.numel():
             continue
         ours, position, stack = row
         if position is None:

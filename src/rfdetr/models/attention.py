@@ -33,15 +33,19 @@ class QueryAttention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim)
         self.output = nn.Linear(dim, dim)
 
-    def forward(self, tokens: Tensor, with_position: Tensor) -> Tensor:
-        """Mix `tokens` (B, N, D) by the attention of `with_position` (B, N, D) = tokens + position."""
+    def forward(self, tokens: Tensor, with_position: Tensor, allowed: Tensor | None = None) -> Tensor:
+        """Mix `tokens` (B, N, D) by the attention of `with_position` (B, N, D) = tokens + position.
+
+        Args:
+            allowed: (N, N) bool, which tokens each one sees; None for all.
+        """
         batch, length, dim = tokens.shape
         weight, bias = self.qkv.weight, self.qkv.bias
         query_key = F.linear(with_position, weight[: 2 * dim], bias[: 2 * dim])
         value = F.linear(tokens, weight[2 * dim :], bias[2 * dim :])
         query, key = query_key.view(batch, length, 2, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
         value = value.view(batch, length, self.heads, -1).transpose(1, 2)
-        mixed = F.scaled_dot_product_attention(query, key, value)
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=allowed)
         return self.output(mixed.transpose(1, 2).reshape(batch, length, dim))
 
 

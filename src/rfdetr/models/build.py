@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import nn
@@ -11,7 +12,9 @@ from rfdetr.config import ModelConfig
 from rfdetr.models.attention import DeformableAttention
 from rfdetr.models.backbone import Block, Encoder
 from rfdetr.models.detector import Detector
+from rfdetr.models.keypoint_network import KeypointLayer, KeypointNetwork, schema_masks
 from rfdetr.models.projector import Projector
+from rfdetr.models.segmentation import MaskHead
 from rfdetr.models.transformer import Decoder, DecoderLayer, Proposals
 from rfdetr.variants import ENCODERS
 
@@ -22,7 +25,8 @@ def build_model(config: ModelConfig) -> Detector:
     Fill it with `load_state_dict(..., assign=True)`, or with `initialise` for random weights.
     """
     size = ENCODERS[config.encoder]
-    dim, levels = config.hidden_dim, tuple(config.projector_scale)
+    dim, levels, taps = config.hidden_dim, tuple(config.projector_scale), len(config.out_feature_indexes)
+    layers, heads, points = config.dec_layers, (config.sa_nheads, config.ca_nheads), config.dec_n_points
     with torch.device("meta"):
         encoder = Encoder(
             dim=size.dim,
@@ -35,15 +39,23 @@ def build_model(config: ModelConfig) -> Detector:
             channels=config.num_channels,
             checkpointing=config.gradient_checkpointing,
         )
+        masks = keypoints = None
+        if config.segmentation_head:
+            masks = MaskHead(dim, layers, config.mask_downsample_ratio)
+        if config.use_grouppose_keypoints:
+            projector, schema = Projector(size.dim, taps, dim, levels), config.num_keypoints_per_class
+            keypoints = KeypointNetwork(projector, dim, config.group_detr, layers, *heads, points, schema)
         return Detector(
             encoder,
-            Projector(size.dim, len(config.out_feature_indexes), dim, levels),
+            Projector(size.dim, taps, dim, levels),
             Proposals(dim, config.group_detr, config.num_queries, config.num_classes + 1),
-            Decoder(dim, config.dec_layers, config.sa_nheads, config.ca_nheads, len(levels), config.dec_n_points),
+            Decoder(dim, layers, *heads, len(levels), points),
             dim=dim,
             num_queries=config.num_queries,
             groups=config.group_detr,
             num_logits=config.num_classes + 1,
+            mask_head=masks,
+            keypoints=keypoints,
         ).eval()
 
 
@@ -52,9 +64,7 @@ def initialise(model: Detector) -> Detector:
     """Give every tensor of a network on the meta device its start value, on the CPU."""
     model.to_empty(device="cpu")
     _initialise_encoder(model.encoder)
-    for module in (*model.projector.modules(), model.class_head, *model.box_head.modules()):
-        if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d | nn.LayerNorm):
-            module.reset_parameters()
+    _reset((*model.projector.modules(), model.class_head, *model.box_head.modules()))
     _initialise_decoder(model.decoder)
     nn.init.constant_(model.class_head.bias, -math.log(99))
     for zero in model.box_head.layers[-1].parameters():
@@ -62,7 +72,19 @@ def initialise(model: Detector) -> Detector:
     _initialise_proposals(model)
     nn.init.zeros_(model.query_boxes)
     nn.init.normal_(model.query_features)
+    if model.mask_head is not None:
+        _reset(model.mask_head.modules())
+        nn.init.zeros_(model.mask_head.bias)
+    if model.keypoints is not None:
+        _initialise_keypoints(model.keypoints)
     return model
+
+
+def _reset(modules: Iterable[nn.Module]) -> None:
+    """PyTorch's own start values."""
+    for module in modules:
+        if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d | nn.LayerNorm):
+            module.reset_parameters()
 
 
 def _initialise_encoder(encoder: Encoder) -> None:
@@ -85,14 +107,15 @@ def _truncated_normal(tensor: torch.Tensor) -> None:
     tensor.normal_(std=0.02).clamp_(-2, 2)
 
 
-def _initialise_decoder(decoder: Decoder) -> None:
+def _initialise_decoder(decoder: Decoder | KeypointNetwork) -> None:
+    """Every matrix of a decoder; and of its layers, or those beside them, what depends on their place."""
     for module in decoder.modules():
         if isinstance(module, nn.Linear):
             module.reset_parameters()
             nn.init.xavier_uniform_(module.weight)
         elif isinstance(module, nn.LayerNorm):
             module.reset_parameters()
-    layers = [layer for layer in decoder.layers if isinstance(layer, DecoderLayer)]
+    layers = [layer for layer in decoder.layers if isinstance(layer, DecoderLayer | KeypointLayer)]
     for layer in layers:
         nn.init.zeros_(layer.self_attention.qkv.bias)
         nn.init.zeros_(layer.self_attention.output.bias)
@@ -116,14 +139,35 @@ def _initialise_deformable(attention: DeformableAttention) -> None:
     attention.offsets.bias.copy_(spread.expand(-1, attention.levels, -1, -1).reshape(-1))
 
 
+def _initialise_keypoints(network: KeypointNetwork) -> None:
+    _initialise_decoder(network)
+    _reset((*network.projector.modules(), *network.head.modules()))
+    for table in (network.position, network.start.tokens, network.box_start.tokens):
+        nn.init.xavier_uniform_(table)
+    for zero in (
+        *network.head.layers[-1].parameters(),
+        *(s.modulation_out.bias for s in (network.start, network.box_start)),
+    ):
+        nn.init.zeros_(zero)
+    for layer in network.layers:
+        nn.init.constant_(layer.instance_scale, 1e-6)  # pyrefly: ignore[bad-argument-type]
+    _copy_to_groups(network.head, network.box_heads)
+    for buffer, mask in zip((network.active, network.blocked), schema_masks(network.schema), strict=True):
+        buffer.copy_(mask)
+
+
+def _copy_to_groups(single: nn.Module, grouped: nn.Module) -> None:
+    """Every group starts with a copy of a head."""
+    for copies, value in zip(grouped.parameters(), single.parameters(), strict=True):
+        copies.copy_(value.expand_as(copies))
+
+
 def _initialise_proposals(model: Detector) -> None:
-    """Every group starts with copies of the class and box heads."""
     proposals = model.proposals
     proposals.embed.reset_parameters()
     for matrix in proposals.embed.weight:
         nn.init.xavier_uniform_(matrix)
     nn.init.ones_(proposals.norm.weight)
     nn.init.zeros_(proposals.norm.bias)
-    for grouped, single in ((proposals.classes, model.class_head), (proposals.boxes, model.box_head)):
-        for copies, value in zip(grouped.parameters(), single.parameters(), strict=True):
-            copies.copy_(value.expand_as(copies))
+    _copy_to_groups(model.class_head, proposals.classes)
+    _copy_to_groups(model.box_head, proposals.boxes)

@@ -1,4 +1,4 @@
-"""The network: normalised images in, class logits and boxes out."""
+"""The network: normalised images in, class logits and boxes out, and masks or keypoints where it has them."""
 
 from __future__ import annotations
 
@@ -8,17 +8,20 @@ from torch import Tensor, nn
 from rfdetr.models.backbone import Encoder
 from rfdetr.models.boxes import refine
 from rfdetr.models.heads import MLP
-from rfdetr.models.projector import Projector
-from rfdetr.models.transformer import Decoder, Padding, Proposals, Shapes, padding_of
+from rfdetr.models.keypoint_network import KeypointNetwork
+from rfdetr.models.projector import Projector, to_memory
+from rfdetr.models.segmentation import MaskHead
+from rfdetr.models.transformer import Decoder, Proposals, Proposed, Shapes, by_image, padding_of
 
 
 class Detector(nn.Module):
-    """RF-DETR for boxes.
+    """RF-DETR.
 
     Args:
         num_queries: learned queries per group.
         groups: query groups trained side by side; evaluation uses the first alone.
         num_logits: class outputs, one more than there are classes.
+        mask_head, keypoints: the parts that other tasks than detection have.
     """
 
     def __init__(
@@ -32,6 +35,8 @@ class Detector(nn.Module):
         num_queries: int,
         groups: int,
         num_logits: int,
+        mask_head: MaskHead | None = None,
+        keypoints: KeypointNetwork | None = None,
     ) -> None:
         super().__init__()
         self.num_queries, self.groups = num_queries, groups
@@ -43,6 +48,8 @@ class Detector(nn.Module):
         self.box_head = MLP(dim, dim, dim, 4)
         self.query_boxes = nn.Parameter(torch.zeros(groups * num_queries, 4))
         self.query_features = nn.Parameter(torch.zeros(groups * num_queries, dim))
+        self.mask_head = mask_head
+        self.keypoints = keypoints
 
     def forward(self, images: Tensor, mask: Tensor | None = None, *, last_only: bool = False) -> dict:
         """Detect objects.
@@ -53,42 +60,65 @@ class Detector(nn.Module):
             last_only: leave out `aux_outputs` and `enc_outputs`, which only losses need.
 
         Returns:
-            `pred_logits` (B, Q, C), `pred_boxes` (B, Q, 4) as relative cxcywh, `aux_outputs` (a list of the same two
-            for the earlier layers) and `enc_outputs` (the same two for the start boxes). In training mode Q counts the
-            queries of all groups, group 0 first.
+            `pred_logits` (B, Q, C), `pred_boxes` (B, Q, 4) as relative cxcywh, `pred_masks` (`MaskHead`) and
+            `pred_keypoints` (`KeypointNetwork`) of models that have them, `aux_outputs` (a list of the same for the
+            earlier layers) and `enc_outputs` (the same for the start boxes). In training mode Q counts the queries of
+            all groups, group 0 first.
         """
         groups = self.groups if self.training else 1
-        maps = self.projector(self.encoder(images))
+        encoded = self.encoder(images)
+        maps = self.projector(encoded)
         shapes: Shapes = tuple((one.shape[-2], one.shape[-1]) for one in maps)
-        memory = torch.cat([one.flatten(2).transpose(1, 2) for one in maps], dim=1)
+        memory = to_memory(maps)
         padding = None if mask is None or not mask.any() else padding_of(mask, shapes)
         proposed = self.proposals(memory, shapes, groups, padding)
-        hidden, reference = self._decode(memory, shapes, proposed.boxes, groups, padding, last_only)
+        count = groups * self.num_queries
+        reference = self._reference(proposed.boxes, count)
+        queries = self.query_features[:count]
+        follow, tokens = None, []
+        if self.keypoints is not None:
+            follow = self.keypoints.beside_decoder(encoded, queries, reference, shapes, padding, tokens)
+        queries = queries.expand(len(images), -1, -1).to(memory.dtype)
+        hidden = self.decoder(queries, reference, memory, shapes, groups, padding, last_only, follow)
         logits = self.class_head(hidden)
         boxes = refine(self.box_head(hidden), reference)
-        outputs: dict = {"pred_logits": logits[-1], "pred_boxes": boxes[-1]}
-        if not last_only:
-            outputs["aux_outputs"] = [
-                {"pred_logits": a, "pred_boxes": b} for a, b in zip(logits[:-1], boxes[:-1], strict=True)
-            ]
-            outputs["enc_outputs"] = {"pred_logits": proposed.logits, "pred_boxes": proposed.boxes}
-        return outputs
+        layers: list[dict] = [{"pred_logits": a, "pred_boxes": b} for a, b in zip(logits, boxes, strict=True)]
+        start = None if last_only else proposed
+        if start is not None:
+            layers.append({"pred_logits": start.logits, "pred_boxes": start.boxes})
+        if self.mask_head is not None:
+            features = None if start is None else by_image(start.features, len(images))
+            masks = self.mask_head(maps[0], images.shape[-2:], hidden, features)
+            for layer, one in zip(layers, masks, strict=True):
+                layer["pred_masks"] = one
+        if self.keypoints is not None:
+            self._add_keypoints(self.keypoints, layers, tokens, reference, start)
+        if last_only:
+            return layers[0]
+        *earlier, last, first = layers
+        return {**last, "aux_outputs": earlier, "enc_outputs": first}
 
-    def _decode(
-        self,
-        memory: Tensor,
-        shapes: Shapes,
-        start_boxes: Tensor,
-        groups: int,
-        padding: Padding | None,
-        last_only: bool,
-    ) -> tuple[Tensor, Tensor]:
-        """Pair the ranked start boxes with the learned queries and run the decoder."""
-        batch, count = len(memory), groups * self.num_queries
+    def _reference(self, start_boxes: Tensor, count: int) -> Tensor:
+        """Pair the ranked start boxes (B, k, 4) with the first `count` learned ones: (B, count, 4)."""
         learned = self.query_boxes[:count].to(start_boxes.dtype)
         started = start_boxes.shape[1]
         reference = refine(learned[:started], start_boxes.detach())
         if started < count:
-            reference = torch.cat((reference, learned[started:].expand(batch, -1, -1)), dim=1)
-        queries = self.query_features[:count].expand(batch, -1, -1).to(memory.dtype)
-        return self.decoder(queries, reference, memory, shapes, groups, padding, last_only), reference
+            reference = torch.cat((reference, learned[started:].expand(len(start_boxes), -1, -1)), dim=1)
+        return reference
+
+    @staticmethod
+    def _add_keypoints(
+        network: KeypointNetwork, layers: list[dict], tokens: list[Tensor], reference: Tensor, start: Proposed | None
+    ) -> None:
+        """Keypoints of the last layer alone, or of all and of the start boxes; they take part in the class logits."""
+        if start is None:
+            found = [network.predict(tokens[-1], reference)]
+        else:
+            found = [
+                *network.predict(torch.stack(tokens), reference),
+                network.predict_start(start.features, start.boxes),
+            ]
+        for layer, keypoints in zip(layers, found, strict=True):
+            layer["pred_keypoints"] = keypoints
+            layer["pred_logits"] = layer["pred_logits"] + network.class_share(keypoints, layer["pred_logits"].shape[-1])

@@ -68,6 +68,16 @@ def _likelihood(factor: Tensor, away: Tensor, area: Tensor, near: Tensor, labell
     return torch.where(good, each, 0.0).sum(-1) / count
 
 
+def slots_of(labels: Tensor, schema: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Slots (..., widest) of each label's keypoints among the predicted ones, and which of them exist."""
+    widest = max(schema)
+    counts = torch.tensor(schema, device=labels.device)
+    number = torch.arange(widest, device=labels.device)
+    inside = labels.clamp(max=len(schema) - 1)
+    exists = (number < counts[inside].unsqueeze(-1)) & (labels < len(schema)).unsqueeze(-1)
+    return inside.unsqueeze(-1) * widest + number, exists
+
+
 @dataclass(frozen=True)
 class KeypointTerms:
     """Matching costs and losses of keypoints.
@@ -83,22 +93,13 @@ class KeypointTerms:
     visible: float = 1.0
     nll: float = 1.0
 
-    def _slots(self, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Slots (T, K) of each label's keypoints among the predicted ones, and which of them exist."""
-        widest = max(self.schema)
-        counts = torch.tensor(self.schema, device=labels.device)
-        number = torch.arange(widest, device=labels.device)
-        inside = labels.clamp(max=len(self.schema) - 1)
-        exists = (number < counts[inside].unsqueeze(1)) & (labels < len(self.schema)).unsqueeze(1)
-        return inside.unsqueeze(1) * widest + number, exists
-
     def costs(
         self, layers: Sequence[Mapping], labels: Sequence[Tensor], boxes: Sequence[Tensor], keypoints: Sequence[Tensor]
     ) -> Callable[[int, int], Iterator[Tensor]]:
         """A function that gives the weighted costs (Q, T) of a layer and image; the others are per image (T, ...)."""
 
         def cost(layer: int, image: int) -> Iterator[Tensor]:
-            slots, exists = self._slots(labels[image])
+            slots, exists = slots_of(labels[image], self.schema)
             predicted = layers[layer]["pred_keypoints"][image].float()[:, slots]
             area = boxes[image][:, 2] * boxes[image][:, 3]
             wanted = _padded(keypoints[image], slots.shape[1])
@@ -112,7 +113,7 @@ class KeypointTerms:
         self, layer: Mapping, image: Tensor, query: Tensor, labels: Tensor, boxes: Tensor, keypoints: Tensor
     ) -> dict[str, Tensor]:
         """Sums over the matched pairs (M,) of a layer with their labels, boxes (M, 4) and keypoints (M, K, 3)."""
-        slots, exists = self._slots(labels)
+        slots, exists = slots_of(labels, self.schema)
         pairs = torch.arange(len(labels), device=labels.device).unsqueeze(1)
         predicted = layer["pred_keypoints"][image, query].float()[pairs, slots]
         wanted = _padded(keypoints, slots.shape[1])

@@ -47,11 +47,9 @@ def logits_of(masks: Masks, image: Tensor, query: Tensor) -> Tensor:
     """Whole mask logits of chosen queries, (M,) and (M,) -> (M, h, w)."""
     if isinstance(masks, Tensor):
         return masks[image, query].float()
-    maps = [
-        torch.einsum("chw,mc->mhw", masks["spatial_features"][i].float(), masks["query_features"][i, query[image == i]])
-        for i in range(len(masks["spatial_features"]))
-    ]
-    return torch.cat(maps).float() + masks["bias"].float()
+    features, vectors = masks["spatial_features"].float(), masks["query_features"].float()
+    maps = [torch.einsum("chw,mc->mhw", one, vectors[i, query[image == i]]) for i, one in enumerate(features)]
+    return torch.cat(maps) + masks["bias"].float()
 
 
 @dataclass(frozen=True)

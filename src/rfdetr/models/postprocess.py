@@ -1,16 +1,22 @@
-"""Raw outputs to detections: scores, labels and boxes in pixels."""
+"""Raw outputs to detections: scores, labels, boxes in pixels, and masks or keypoints where the model has them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rfdetr.models.boxes import to_xyxy
+from rfdetr.models.keypoints import slots_of
 
 # Bits kept free below a score to order equal ones: room for a million query-class pairs.
 _INDEX_BITS = 20
+# Mask logits that are enlarged at a time.
+_MASK_PIXELS = 2**24
+# Keeps logarithms finite.
+_SMALLEST = 1e-12
 
 
 def best_pairs(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -35,30 +41,106 @@ def scale_boxes(boxes_cxcywh: Tensor, target_sizes: Tensor) -> Tensor:
     return torch.minimum(boxes_px.clamp(min=0), limit)
 
 
+def resize_masks(logits: Tensor, height: int, width: int) -> Tensor:
+    """Mask logits (K, h, w) to masks of the image's size, (K, 1, height, width) bool."""
+    masks = logits.new_empty((len(logits), 1, height, width), dtype=torch.bool)
+    for start in range(0, len(logits), count := max(1, _MASK_PIXELS // (height * width))):
+        part = logits[start : start + count].unsqueeze(1).float()
+        part = F.interpolate(part, (height, width), mode="bilinear", align_corners=False)
+        torch.gt(part, 0.0, out=masks[start : start + count])
+    return masks
+
+
+def log_spread(raw: Tensor, exists: Tensor) -> Tensor:
+    """Logarithm of the mean trace of the covariance of keypoints (..., K, 8), weighted by their presence: (...,).
+
+    Args:
+        exists: (..., K) bool; without any keypoint the result is 0.
+    """
+    log_l11, l21, log_l22 = raw[..., 4:7].unbind(-1)
+    cross = 2 * l21.abs().clamp(min=_SMALLEST).log() - 2 * log_l11 - 2 * log_l22
+    trace = torch.stack((-2 * log_l11, -2 * log_l22, cross), dim=-1).logsumexp(-1)
+    presence = raw[..., 2].sigmoid().clamp(min=_SMALLEST).log().masked_fill(~exists, -torch.inf)
+    spread = (trace + presence).logsumexp(-1) - presence.logsumexp(-1)
+    return torch.where(exists.any(-1), spread, 0.0)
+
+
+def pixel_covariance(precision_cholesky: Tensor, height: int, width: int) -> Tensor:
+    """Factors (..., 3) of relative precisions as log l11, l21, log l22 to covariances (..., 2, 2) in pixels.
+
+    What is not finite becomes NaN as a whole.
+    """
+    log_l11, l21, log_l22 = precision_cholesky.double().unbind(-1)
+    l11, l22 = log_l11.exp(), log_l22.exp()
+    scale = (l11 * l22) ** -2
+    cross = -width * height * scale * l11 * l21
+    rows = (width**2 * scale * (l21**2 + l22**2), cross, cross, height**2 * scale * l11**2)
+    found = torch.stack(rows, dim=-1).float()
+    good = torch.isfinite(found).all(-1, keepdim=True) & torch.isfinite(precision_cholesky).all(-1, keepdim=True)
+    return torch.where(good, found, torch.nan).unflatten(-1, (2, 2))
+
+
 class PostProcess(nn.Module):
     """Keep the best query-class pairs of each image; one query may give several.
 
     Args:
         num_select: pairs kept per image.
+        schema: number of keypoints of each class.
+        trace_alpha: how much uncertain keypoints lower the score; 0 leaves it alone.
     """
 
-    def __init__(self, num_select: int = 300) -> None:
+    def __init__(self, num_select: int = 300, schema: Sequence[int] = (), trace_alpha: float = 0.2) -> None:
         super().__init__()
-        self.num_select = num_select
+        self.num_select, self.schema, self.trace_alpha = num_select, tuple(schema), trace_alpha
 
     @torch.no_grad()
-    def forward(self, outputs: Mapping[str, Tensor], target_sizes: Tensor) -> list[dict[str, Tensor]]:
+    def forward(
+        self, outputs: Mapping[str, Tensor], target_sizes: Tensor, threshold: float | None = None
+    ) -> list[dict[str, Tensor]]:
         """Per image `scores` (K,), `labels` (K,) int64 and `boxes` (K, 4) xyxy in pixels, best first.
+
+        `pred_masks` (B, Q, h, w) add `masks` (K, 1, H, W) bool. `pred_keypoints` (B, Q, slots, 8) add `keypoints`
+        (K, widest, 3) as x, y in pixels and presence, `keypoint_precision_cholesky` (K, widest, 3), NaN where the class
+        has no such keypoint, and change the scores of classes in the schema, not their order.
 
         Args:
             outputs: `pred_logits` (B, Q, C) and `pred_boxes` (B, Q, 4) relative cxcywh.
             target_sizes: (B, 2) height and width of each image.
+            threshold: enlarge only masks of detections with a score above it, and leave the others out.
         """
         logits, boxes = outputs["pred_logits"], outputs["pred_boxes"]
         scores, chosen = best_pairs(logits, self.num_select)
         query = torch.div(chosen, logits.shape[2], rounding_mode="floor")
         boxes_px = scale_boxes(boxes.gather(1, query.unsqueeze(-1).expand(-1, -1, 4)), target_sizes)
         labels = chosen % logits.shape[2]
-        return [
-            {"scores": s, "labels": label, "boxes": b} for s, label, b in zip(scores, labels, boxes_px, strict=True)
-        ]
+        found = {"scores": scores, "labels": labels, "boxes": boxes_px}
+        if "pred_keypoints" in outputs:
+            found |= self._keypoints(outputs["pred_keypoints"].float(), query, scores, labels, target_sizes)
+        images = [dict(zip(found, one, strict=True)) for one in zip(*found.values(), strict=True)]
+        if "pred_masks" not in outputs:
+            return images
+        for one, masks, chosen_query, hw in zip(images, outputs["pred_masks"], query, target_sizes, strict=True):
+            if threshold is not None:
+                keep = one["scores"] > threshold
+                chosen_query = chosen_query[keep]
+                one.update({name: value[keep] for name, value in one.items()})
+            one["masks"] = resize_masks(masks[chosen_query], int(hw[0]), int(hw[1]))
+        return images
+
+    def _keypoints(
+        self, predicted: Tensor, query: Tensor, scores: Tensor, labels: Tensor, target_sizes: Tensor
+    ) -> dict[str, Tensor]:
+        """Keypoints, their precision and the new scores of detections (B, K)."""
+        slots, exists = slots_of(labels, self.schema)
+        image = torch.arange(len(query), device=query.device)[:, None, None]
+        raw = predicted[image, query.unsqueeze(-1), slots]
+        size = target_sizes.to(raw).flip(-1)[:, None, None]
+        points = torch.cat((raw[..., :2] * size, raw[..., 2:3].sigmoid()), dim=-1)
+        if self.trace_alpha > 0:
+            fused = (scores.log() - self.trace_alpha * log_spread(raw, exists)).sigmoid().clamp(max=1 - 2**-24)
+            scores = torch.where(labels < len(self.schema), fused, scores)
+        return {
+            "scores": scores,
+            "keypoints": torch.where(exists.unsqueeze(-1), points, 0.0),
+            "keypoint_precision_cholesky": torch.where(exists.unsqueeze(-1), raw[..., 4:7], torch.nan),
+        }

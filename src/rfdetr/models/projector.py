@@ -11,6 +11,11 @@ EPS = 1e-6
 LEVEL_SCALE = {"P3": 2.0, "P4": 1.0, "P5": 0.5}
 
 
+def to_memory(maps: list[Tensor]) -> Tensor:
+    """Maps (B, D, h, w) of all levels as one row-major sequence (B, S, D)."""
+    return torch.cat([one.flatten(2).transpose(1, 2) for one in maps], dim=1)
+
+
 class ChannelNorm(nn.LayerNorm):
     """Layer norm over the channels of every pixel of a map (B, C, h, w)."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -115,13 +116,13 @@ class Proposals(nn.Module):
         delta = self.boxes(features, groups)
         boxes = refine(delta, reference.view(groups, batch * count, 4).to(delta.dtype))
         logits = self.classes(features, groups)
-        return Proposed(index, score, features, _by_image(boxes, batch), _by_image(logits, batch))
+        return Proposed(index, score, features, by_image(boxes, batch), by_image(logits, batch))
 
     def _features(self, rows: Tensor, groups: int) -> Tensor:
         return self.norm(self.embed(rows, groups), groups)
 
 
-def _by_image(grouped: Tensor, batch: int) -> Tensor:
+def by_image(grouped: Tensor, batch: int) -> Tensor:
     """(G, B*k, X) -> (B, G*k, X), group 0 first."""
     groups, _, width = grouped.shape
     return grouped.view(groups, batch, -1, width).transpose(0, 1).reshape(batch, -1, width)
@@ -199,12 +200,19 @@ class Decoder(nn.Module):
         groups: int = 1,
         padding: Padding | None = None,
         last_only: bool = False,
+        follow: Callable[[int, Tensor, Tensor], Tensor] | None = None,
     ) -> Tensor:
-        """Refine queries (B, G*Q, D) around boxes (B, G*Q, 4): normed outputs (layers or 1, B, G*Q, D)."""
+        """Refine queries (B, G*Q, D) around boxes (B, G*Q, 4): normed outputs (layers or 1, B, G*Q, D).
+
+        Args:
+            follow: what comes behind each layer: its number, queries and their position in, queries out.
+        """
         seen = reference if padding is None else reference * padding.ratios[:, :1].repeat(1, 1, 2)
         position = self.position(sine_embedding(seen, queries.shape[-1] // 2))
         outputs = []
-        for layer in self.layers:
+        for number, layer in enumerate(self.layers):
             queries = layer(queries, position, reference, memory, shapes, groups, padding)
+            if follow is not None:
+                queries = follow(number, queries, position)
             outputs.append(queries)
         return self.norm(torch.stack(outputs[-1:] if last_only else outputs))
