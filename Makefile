@@ -1,5 +1,6 @@
 # make demo   sets up and trains, evaluates and shows a detector on drawn pictures
-# make test   sets up and runs the tests
+# make test   sets up and runs the tests, but for the slow ones: those of several processes, of kills, of long runs
+# make slow   runs those
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,7 +9,7 @@ TASK ?= detect
 WEIGHTS ?=
 PUBLISHED ?=
 
-.PHONY: setup demo test parity check fix bench docs clean
+.PHONY: setup demo test slow parity check fix bench docs clean
 
 setup: $(STAMP)
 
@@ -22,7 +23,10 @@ demo: $(STAMP)
 	$(BIN)/rfdetr demo --task $(TASK) $(if $(WEIGHTS),--weights $(WEIGHTS))
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+slow: $(STAMP)
+	$(BIN)/python -m pytest -n 2 -m slow
 
 parity: $(STAMP)
 	$(BIN)/python -m pytest -n 2 tests/parity
