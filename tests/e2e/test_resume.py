@@ -229,12 +229,13 @@ def test_S086_S118_an_adapted_run_resumes_its_adapters(data: Path, tmp_path: Pat
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_a_kill_at_any_moment_leaves_a_checkpoint_to_go_on_from(seed: int, data: Path, tmp_path: Path) -> None:
     """Three times ten kills (SIGKILL) at random moments of a run, each resumed to its end."""
     command = [sys.executable, str(ROOT / "tests" / "kill_script.py"), str(data), str(tmp_path), "10", str(seed)]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=290)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=850)
     assert done.returncode == 0, done.stderr[-3000:]
     outcomes = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(outcomes) == 10

@@ -93,7 +93,8 @@ def _started(content: tuple[Model, TrainConfig, dict[str, Any]], count: int) -> 
             codes: list[int | None] = [other.wait() for other in others]
         except BaseException as error:
             # When one process fails the others lose their connection: the first failure is the cause.
-            codes = [_ended(other) for other in others]
+            patience = time.monotonic() + 15 * isinstance(error, Exception)
+            codes = [_ended(other, patience - time.monotonic()) for other in others]
             if isinstance(error, Exception) and any(code not in (0, None) for code in codes):
                 raise RuntimeError(_failure(codes)) from error
             raise
@@ -123,9 +124,9 @@ def _failure(codes: list[int | None]) -> str:
     return f"process {rank} of the run ended with code {code}; what it said is printed above"
 
 
-def _ended(process: subprocess.Popen) -> int | None:
+def _ended(process: subprocess.Popen, seconds: float) -> int | None:
     try:
-        return process.wait(timeout=2)
+        return process.wait(timeout=max(0.0, seconds))
     except subprocess.TimeoutExpired:
         return None
 
