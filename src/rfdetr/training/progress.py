@@ -28,7 +28,7 @@ class Progress:
     def _begin(self) -> None:
         self._advance: Advance | None = None
         self._values: dict[str, str] = {}
-        self._waited, self._elapsed, self._batches = 0.0, 0.0, 0
+        self._waited, self._elapsed = 0.0, 0.0
 
     def over(self, batches: Iterable, title: str, total: int | None = None, start: int = 0) -> Iterator:
         """Iterate over batches under a bar.
@@ -53,7 +53,6 @@ class Progress:
             self._waited += given - asked
             self._elapsed = given - begun
             yield batch
-            self._batches += 1
             if self._advance is not None:
                 self._advance(self._text())
             asked = perf_counter()
@@ -72,11 +71,6 @@ class Progress:
     def waited(self) -> float:
         """Share (0..1) of the last pass's time that was spent waiting for data."""
         return self._waited / self._elapsed if self._elapsed else 0.0
-
-    @property
-    def seconds_per_batch(self) -> float:
-        """Mean over the last pass, the waiting included."""
-        return self._elapsed / max(1, self._batches)
 
     def _text(self) -> str:
         shown = {**self._values, "memory": _memory(), "data": f"{self.waited:.0%}"}

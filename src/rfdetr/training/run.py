@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -33,9 +32,7 @@ from rfdetr.training.summary import record, rehearsed, save_grids, summary
 from rfdetr.training.watch import Interrupted
 
 if TYPE_CHECKING:
-    from rfdetr.main import Model
-
-Callbacks = dict[str, list[Callable]]
+    from rfdetr.main import Callbacks, Model
 
 
 def run(model: Model, config: TrainConfig, job: Job, callbacks: Callbacks, processes: Processes) -> int | None:
@@ -188,15 +185,15 @@ def _train(this: Run, loader: Any) -> dict[str, float]:
     """The steps of an epoch that are left; their means, with those of the steps before a break."""
     config, parts, state = this.config, this.parts, this.state
     this.order.set_epoch(state.epoch, state.step)
-    schedule = drop_path_rates(
-        config.drop_path, config.epochs, this.steps, config.drop_mode, config.drop_schedule, config.cutoff_epoch
-    )
-    own_pace = config.lr_scheduler not in ("step", "cosine") and _by_epoch(config)
+    schedules = {}
+    if config.drop_path:
+        mode = (config.drop_mode, config.drop_schedule, config.cutoff_epoch)
+        schedules["dp"] = drop_path_rates(config.drop_path, config.epochs, this.steps, *mode)
     before = this.averages.steps
     trained = train_one_epoch(
         parts.trained,
         this.criterion,
-        None if own_pace else parts.scheduler,
+        None if _by_epoch(config) else parts.scheduler,
         loader if state.step < this.steps else (),
         parts.optimizer,
         parts.runtime.device,
@@ -204,7 +201,7 @@ def _train(this: Run, loader: Any) -> dict[str, float]:
         this.order.effective,
         config.clip_max_norm,
         parts.ema,
-        {"dp": schedule} if config.drop_path else {},
+        schedules,
         this.steps,
         args=this.settings,
         callbacks=this.callbacks,
@@ -220,6 +217,9 @@ def _train(this: Run, loader: Any) -> dict[str, float]:
 
 
 def _by_epoch(config: TrainConfig) -> bool:
+    """Whether the schedule moves on after epochs instead of steps; those of this package never do."""
+    if config.lr_scheduler in ("step", "cosine"):
+        return False
     return config.lr_scheduler_interval == "epoch" or "plateau" in str(config.lr_scheduler).lower()
 
 
@@ -230,7 +230,7 @@ def _step_schedule(this: Run, metrics: dict[str, float]) -> None:
         ValueError: there is no such metric; the message lists those there are.
     """
     config = this.config
-    if config.lr_scheduler in ("step", "cosine") or not _by_epoch(config):
+    if not _by_epoch(config):
         return
     if not isinstance(this.parts.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
         this.parts.scheduler.step()

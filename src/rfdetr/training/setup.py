@@ -37,9 +37,7 @@ from rfdetr.training.state import EarlyStopping, Parts, RunState
 from rfdetr.training.watch import RunWatch
 
 if TYPE_CHECKING:
-    from rfdetr.main import Model
-
-Callbacks = dict[str, list[Callable]]
+    from rfdetr.main import Callbacks, Model
 
 
 @dataclass

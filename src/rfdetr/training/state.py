@@ -223,7 +223,7 @@ def resume_ema(checkpoint: Checkpoint, ema: ModelEma) -> list[str]:
 
 
 def resume_optimizer(checkpoint: Checkpoint, parts: Parts) -> list[str]:
-    """Optimiser, schedule, scaler and generators; says what the file lacks, which starts fresh."""
+    """Optimiser, schedule and scaler; says what the file lacks, which starts fresh."""
     content, optimizer = checkpoint.content, parts.optimizer
     if "scaler" in content and parts.runtime.scaler.is_enabled():
         parts.runtime.scaler.load_state_dict(content["scaler"])
@@ -270,7 +270,7 @@ def set_aside(folder: Path) -> Path | None:
 
 
 def bring_along(old: Path, folder: Path, state: RunState) -> None:
-    """Let a run go on in another folder: its best files and logs come along; a best without its file is forgotten."""
+    """Let a run go on in another folder: its best files come along; a best without its file is forgotten."""
     if old.resolve() != folder.resolve():
         for name in BEST_FILES.values():
             if (old / name).is_file() and not (folder / name).exists():
