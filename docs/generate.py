@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic_core import PydanticUndefined
 
-from rfdetr.config import ModelConfig, TrainConfig
+from rfdetr.config import KeypointTrainConfig, ModelConfig, SegmentationTrainConfig, TrainConfig
 from rfdetr.options import Options
 
 PAGE = Path(__file__).parent / "options.md"
@@ -20,11 +20,13 @@ sizes in the README wins over the default here. Options of a run go to `train()`
 """
 
 
-def table(config: type[Options]) -> str:
-    """One row per option."""
+def table(config: type[Options], known: type[Options] = Options) -> str:
+    """One row per option that is new, or has another default than in `known`."""
     rows = ["| option | default | meaning |", "|---|---|---|"]
+    changed = config.preset()
     for name, field in config.model_fields.items():
-        rows.append(f"| `{name}` | {default(field.default)} | {field.description} |")
+        if name not in known.model_fields or name in changed:
+            rows.append(f"| `{name}` | {default(changed.get(name, field.default))} | {field.description} |")
     return "\n".join(rows)
 
 
@@ -35,7 +37,13 @@ def default(value: Any) -> str:
 
 def page() -> str:
     """The whole page."""
-    return f"{HEAD}\n## Model\n\n{table(ModelConfig)}\n\n## Training\n\n{table(TrainConfig)}\n"
+    parts = {
+        "Model": table(ModelConfig),
+        "Training": table(TrainConfig),
+        "Training of segmentation models, further options": table(SegmentationTrainConfig, TrainConfig),
+        "Training of keypoint models, other defaults": table(KeypointTrainConfig, TrainConfig),
+    }
+    return HEAD + "".join(f"\n## {title}\n\n{rows}\n" for title, rows in parts.items())
 
 
 if __name__ == "__main__":

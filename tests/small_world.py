@@ -18,10 +18,10 @@ from rfdetr.variants import VARIANTS, Variant
 
 def shrink(key: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Give a size a tiny network, put random weights of it under their published name, and make an epoch one step."""
-    size, name = VARIANTS[key].size, VARIANTS[key].weights
+    task, size, name = VARIANTS[key].task, VARIANTS[key].size, VARIANTS[key].weights
     assert name is not None
     tiny = Variant(
-        "detect", size, 28, 14, 1, 2, 10, name,
+        task, size, 28, 14, 1, 2, 10, name,
         encoder="dinov2_windowed_tiny", taps=(2, 4), hidden_dim=32, heads=(4, 4),
     )  # fmt: skip
     monkeypatch.setitem(VARIANTS, key, tiny)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rfdetr import RFDETRNano
+from rfdetr import RFDETRKeypointPreview, RFDETRNano, RFDETRSegNano
 from rfdetr.datasets.synthetic import draw_dataset
 
 MODEL: dict[str, Any] = {
@@ -40,3 +40,17 @@ def tiny_data(folder: Path, **options: Any) -> Path:
 def tiny_model(**options: Any) -> RFDETRNano:
     """A network with random weights."""
     return RFDETRNano(**{**MODEL, **options})
+
+
+# What the networks of the other tasks have beside that: input sides are multiples of 24.
+TASK_MODEL: dict[str, Any] = {**MODEL, "resolution": 48, "dec_layers": 2}
+
+
+def tiny_segmenter(**options: Any) -> RFDETRSegNano:
+    """A network with random weights that predicts masks."""
+    return RFDETRSegNano(**{**TASK_MODEL, **options})
+
+
+def tiny_keypoints(**options: Any) -> RFDETRKeypointPreview:
+    """A network with random weights that predicts keypoints."""
+    return RFDETRKeypointPreview(**{**TASK_MODEL, **options})

@@ -1,6 +1,7 @@
 """A training script, as a user would write one and start it alone or with a launcher; its argument says what to do.
 
-`{"data": folder, "out": folder, "training": {...}, "model": {...}, "signal": [number, step, rank]}` as JSON.
+`{"data": folder, "out": folder, "training": {...}, "class": name, "model": {...}, "signal": [number, step, rank]}` as
+JSON.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 import torch
 
-from rfdetr import RFDETRNano
+import rfdetr
 from tests.tiny import MODEL, TRAINING
 
 
@@ -20,7 +21,7 @@ def main(about: dict[str, Any]) -> None:
     """Train; send this process a signal before a step, if asked to."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    model = RFDETRNano(**{**MODEL, **about.get("model", {})})
+    model = getattr(rfdetr, about.get("class", "RFDETRNano"))(**{**MODEL, **about.get("model", {})})
     if "signal" in about:
         number, step, rank = about["signal"]
 

@@ -16,9 +16,14 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"rfdetr {rfdetr.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     demo = commands.add_parser("demo", help="train, evaluate and show a detector on drawn pictures")
-    demo.add_argument("--task", choices=["detect"], default="detect", help="what to learn (default: %(default)s)")
     demo.add_argument(
-        "--weights", metavar="FILE", help="fine-tune this RFDETRNano checkpoint instead of starting fresh"
+        "--task",
+        choices=["detect", "segment", "keypoints"],
+        default="detect",
+        help="what to learn (default: %(default)s)",
+    )
+    demo.add_argument(
+        "--weights", metavar="FILE", help="fine-tune this checkpoint of the task instead of starting fresh"
     )
     demo.add_argument("--output", metavar="DIR", default="demo", help="folder to write to (default: %(default)s)")
     demo.add_argument("--epochs", type=int, help="passes over the drawn pictures")
@@ -33,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         from rfdetr.demo import run_demo
 
-        run_demo(options.output, weights=options.weights, epochs=options.epochs)
+        run_demo(options.output, weights=options.weights, epochs=options.epochs, task=options.task)
     except (ValueError, OSError, ImportError) as error:
         print(f"rfdetr: error: {error}", file=sys.stderr)
         return 1

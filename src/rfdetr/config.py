@@ -435,6 +435,32 @@ class TrainConfig(Options):
         return self
 
 
+class SegmentationTrainConfig(TrainConfig):
+    """How a network that predicts masks is trained."""
+
+    # fmt: off
+    mask_point_sample_ratio: int = Field(16, ge=1, description="Pixels of a predicted mask per point at which it is compared.")
+    mask_ce_loss_coef: float = Field(5.0, ge=0, description="Weight of the mask cross entropy, also in the matching.")
+    mask_dice_loss_coef: float = Field(5.0, ge=0, description="Weight of the mask overlap, also in the matching.")
+    # fmt: on
+
+
+class KeypointTrainConfig(TrainConfig):
+    """How a network that predicts keypoints is trained: other defaults than elsewhere."""
+
+    @classmethod
+    def preset(cls) -> dict[str, object]:
+        losses = dict.fromkeys((f"keypoint_{name}_loss_coef" for name in ("l1", "findable", "visible", "nll")), 1.0)
+        return {"cls_loss_coef": 2.0, "smooth_alpha": 0.5, "skip_best_epochs": 10, **losses}
+
+
+def train_config_class(model: ModelConfig) -> type[TrainConfig]:
+    """The options of a run for what a network predicts."""
+    if model.segmentation_head:
+        return SegmentationTrainConfig
+    return KeypointTrainConfig if model.use_grouppose_keypoints else TrainConfig
+
+
 def _modern(values: dict[str, Any]) -> dict[str, Any]:
     """Training options with older spellings replaced by today's, each with a DeprecationWarning."""
     values = dict(values)

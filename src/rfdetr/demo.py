@@ -1,8 +1,9 @@
-"""The demo: draw pictures, train on them, judge the result on pictures never seen, and show what it finds."""
+"""The demo of each task: draw pictures, train, judge the result on pictures never seen, and show what it finds."""
 
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,44 @@ from PIL import Image
 from rfdetr.checkpoints.download import find_weights
 from rfdetr.datasets.decode import decode
 from rfdetr.datasets.layout import read_split
-from rfdetr.datasets.synthetic import draw_dataset
-from rfdetr.detr import RFDETR, RFDETRNano, from_checkpoint
-from rfdetr.inference.results import supervision
+from rfdetr.datasets.synthetic import KEYPOINTS, SHAPES, draw_dataset
+from rfdetr.detr import RFDETR, RFDETRKeypointPreview, RFDETRNano, RFDETRSegNano, from_checkpoint
+from rfdetr.inference.sv import supervision
 
 # A file that says that a folder may be written over by the next demo.
 MARK = "written by rfdetr demo.txt"
 
+
+@dataclass(frozen=True)
+class Task:
+    """What differs between the demos.
+
+    Args:
+        shapes: what is drawn.
+        column, name: the number that the demo ends with, as `evaluate` calls it and for people.
+        model, training: further options when it starts from random weights.
+    """
+
+    kind: type[RFDETR]
+    shapes: tuple[str, ...]
+    column: str
+    name: str
+    model: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+
+
+TASKS = {
+    "detect": Task(RFDETRNano, SHAPES, "mAP_50", "box AP50"),
+    "segment": Task(RFDETRSegNano, SHAPES, "segm_mAP_50", "mask AP50", {"resolution": 120, "dec_layers": 2}),
+    "keypoints": Task(
+        RFDETRKeypointPreview,
+        ("dart",),
+        "keypoint_map_50",
+        "keypoint AP50 (OKS)",
+        {"resolution": 120, "dec_layers": 2},
+        {"skip_best_epochs": 0},
+    ),
+}
 # From random weights: a network small enough to learn shapes in minutes on two cores.
 FRESH_MODEL: dict[str, Any] = {
     "pretrain_weights": None,
@@ -52,23 +84,24 @@ TUNED_TRAINING: dict[str, Any] = {"epochs": 3, "batch_size": 4, "grad_accum_step
 TUNED_PICTURES = {"train": 64, "valid": 16, "test": 48}
 
 
-def run_demo(output: str | Path, weights: str | None = None, epochs: int | None = None) -> float:
-    """Run the demo in a folder and return the box AP at IoU 0.5 on the held-out pictures.
+def run_demo(output: str | Path, weights: str | None = None, epochs: int | None = None, task: str = "detect") -> float:
+    """Run the demo of a task in a folder and return its AP at an overlap of 0.5 on the held-out pictures.
 
     Raises:
         FileExistsError: the folder is there and was not written by a demo.
     """
     started = time.monotonic()
-    folder = _claim(Path(output))
+    folder, what = _claim(Path(output)), TASKS[task]
     model_options: dict[str, Any]
-    model_options, training, pictures = (FRESH_MODEL, FRESH_TRAINING, FRESH_PICTURES)
+    model_options, training = {**FRESH_MODEL, **what.model}, {**FRESH_TRAINING, **what.training}
+    pictures = FRESH_PICTURES
     if weights:
         model_options = {**TUNED_MODEL, "pretrain_weights": str(find_weights(weights))}
         training, pictures = TUNED_TRAINING, TUNED_PICTURES
     side = int(model_options["resolution"])
     print(f"demo: drawing {sum(pictures.values())} pictures of shapes into {folder / 'data'}")
-    draw_dataset(folder / "data", pictures, hw=(side, side), max_objects=4)
-    model = RFDETRNano(**model_options)
+    draw_dataset(folder / "data", pictures, hw=(side, side), max_objects=4, shapes=what.shapes)
+    model = what.kind(**model_options)
     options = {**training, **({"epochs": epochs} if epochs else {})}
     print(f"demo: training for {options['epochs']} epochs; checkpoints and logs go to {folder / 'run'}", flush=True)
     model.train(
@@ -87,13 +120,13 @@ def run_demo(output: str | Path, weights: str | None = None, epochs: int | None 
     metrics = loaded.evaluate(folder / "data", split="test", num_workers=0, batch_size=16)
     sheet = show_predictions(loaded, folder / "data", folder / "pictures")
     minutes, seconds = divmod(round(time.monotonic() - started), 60)
-    print(f"demo: pictures with the boxes it found are in {sheet.parent}; {sheet.name} shows all of them")
+    score = metrics[f"test/{what.column}"]
+    print(f"demo: pictures with what it found are in {sheet.parent}; {sheet.name} shows all of them")
     print(
-        f"demo: box AP50 {metrics['test/mAP_50']:.2f} on {pictures['test']} held-out pictures "
-        f"after {minutes} min {seconds} s",
+        f"demo: {what.name} {score:.2f} on {pictures['test']} held-out pictures after {minutes} min {seconds} s",
         flush=True,
     )
-    return metrics["test/mAP_50"]
+    return score
 
 
 def _claim(folder: Path) -> Path:
@@ -120,17 +153,26 @@ def show_predictions(model: RFDETR, data: Path, folder: Path, count: int = 12, t
     return sheet
 
 
-def annotate(picture: Image.Image, detections: Any, side: int = 360) -> Image.Image:
-    """The picture with boxes, names and scores drawn on it, enlarged so that the text can be read."""
+def annotate(picture: Image.Image, found: Any, side: int = 360) -> Image.Image:
+    """The picture with masks or keypoints, boxes, names and scores on it, enlarged so that the text can be read."""
     sv = supervision()
     scale = max(1, round(side / max(picture.size)))
     large = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.BICUBIC)
-    scaled = sv.Detections(xyxy=detections.xyxy * scale, confidence=detections.confidence, class_id=detections.class_id)
-    names = [
-        f"{name} {score:.2f}" for name, score in zip(detections.data["class_name"], detections.confidence, strict=True)
-    ]
+    has_points = isinstance(found, sv.KeyPoints)
+    boxes = found.data["xyxy"] if has_points else found.xyxy
+    scores = found.detection_confidence if has_points else found.confidence
+    scaled = sv.Detections(xyxy=boxes * scale, confidence=scores, class_id=found.class_id)
+    if not has_points and found.mask is not None:
+        scaled.mask = found.mask.repeat(scale, axis=1).repeat(scale, axis=2)
+        large = sv.MaskAnnotator(opacity=0.5).annotate(large, scaled)
+    names = [f"{name} {score:.2f}" for name, score in zip(found.data["class_name"], scores, strict=True)]
     large = sv.BoxAnnotator(thickness=2).annotate(large, scaled)
-    return sv.LabelAnnotator(text_scale=0.4, text_padding=3).annotate(large, scaled, names)
+    large = sv.LabelAnnotator(text_scale=0.4, text_padding=3).annotate(large, scaled, names)
+    if has_points and len(boxes):
+        points = sv.KeyPoints(xy=found.xy * scale, class_id=found.class_id)
+        lines = sv.EdgeAnnotator(color=sv.Color.WHITE, thickness=2, edges=list(KEYPOINTS["dart"][1]))
+        large = sv.VertexAnnotator(color=sv.Color.RED, radius=4).annotate(lines.annotate(large, points), points)
+    return large
 
 
 def contact_sheet(pictures: list[Image.Image], columns: int) -> Image.Image:

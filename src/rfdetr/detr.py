@@ -18,7 +18,8 @@ from rfdetr.checkpoints.load import read_checkpoint
 from rfdetr.config import ModelConfig, TrainConfig
 from rfdetr.datasets.transforms import MEAN, STD, normalise, to_network_size
 from rfdetr.inference.images import check_shape, load_images
-from rfdetr.inference.results import to_detections
+from rfdetr.inference.masks import check_format
+from rfdetr.inference.results import to_result
 from rfdetr.main import CHANGES, Model, by_event
 
 # Pictures per forward pass of a long list.
@@ -56,7 +57,7 @@ class RFDETR:
 
     def get_train_config(self, **options: Any) -> TrainConfig:
         """The configuration of a training run."""
-        return TrainConfig(**options)
+        return configs.train_config_class(self.model_config)(**options)
 
     @classmethod
     def from_checkpoint(cls, path: str | Path, *, trust_checkpoint: bool = False, **options: Any) -> RFDETR:
@@ -81,6 +82,7 @@ class RFDETR:
         patch_size: int | None = None,
         include_source_image: bool = True,
         *,
+        mask_format: str = "dense",
         batch_size: int = CHUNK,
     ) -> Any:
         """Find objects.
@@ -91,32 +93,36 @@ class RFDETR:
             threshold: detections with a score above it are returned.
             shape: height and width of the network input, multiples of patch size x windows; default the resolution.
             patch_size: must be the model's, if given.
-            include_source_image: keep the picture in `metadata["source_image"]`.
+            include_source_image: keep the picture in `metadata["source_image"]`, for keypoints in `data`.
+            mask_format: "dense" gives masks as `mask`; in less memory "rle" as `data["rle"]`, like COCO's files, and
+                "polygon" as `data["polygons"]`.
             batch_size: pictures per forward pass of a list.
 
         Returns:
-            `supervision.Detections` with boxes in pixels of the picture, best first; a list of them for a list.
+            `supervision.Detections` with boxes in pixels of the picture, best first, or of keypoint models
+            `supervision.KeyPoints`; a list of them for a list.
         """
         config = self.model.config
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size} must be at least 1")
         if patch_size is not None and patch_size != config.patch_size:
             raise ValueError(f"patch_size={patch_size} is not the model's, {config.patch_size}")
+        check_format(mask_format, config.segmentation_head)
         hw = check_shape(shape, config.block_size) if shape is not None else (config.resolution, config.resolution)
         pictures, single = load_images(images)
         module = self.model.ready().eval()
-        names, hidden = self.model.name_of_label(), self.model.hidden_label()
+        names, hidden = self.model.name_of_label(), self.model.hidden_labels()
         results = []
         for start in range(0, len(pictures), batch_size):
             chunk = pictures[start : start + batch_size]
             sizes = [(picture.shape[0], picture.shape[1]) for picture in chunk]
             with torch.inference_mode():
                 inputs = torch.stack([to_network_size(picture.to(self.model.device), hw) for picture in chunk])
-                outputs = module(normalise(inputs), last_only=True)
-                found = self.model.postprocess(outputs, torch.tensor(sizes))
+                outputs = module(normalise(inputs), last_only=True, whole_masks=False)
+                found = self.model.postprocess(outputs, torch.tensor(sizes), threshold, enlarge_masks=False)
             sources = chunk if include_source_image else [None] * len(chunk)
             results += [
-                to_detections(one, threshold, names, hidden, size, source)
+                to_result(one, threshold, names, hidden, size, source, mask_format)
                 for one, size, source in zip(found, sizes, sources, strict=True)
             ]
         return results[0] if single else results
@@ -134,7 +140,8 @@ class RFDETR:
             if options.pop(name, None):
                 warnings.warn(f"train({name}=...) has no effect; use resume to go on with a run", DeprecationWarning, 2)
         # Here because `Model.train` lets other settings pass, with a warning.
-        TrainConfig.refuse_unknown({name: value for name, value in options.items() if name not in CHANGES})
+        known = configs.train_config_class(self.model_config)
+        known.refuse_unknown({name: value for name, value in options.items() if name not in CHANGES})
         callbacks = {name: [*self.callbacks.get(name, ()), *given.get(name, ())] for name in {*self.callbacks, *given}}
         self.model.train(callbacks, **options)
 
@@ -147,7 +154,7 @@ class RFDETR:
         """
         from rfdetr.training.finish import evaluate_split
 
-        return evaluate_split(self.model, TrainConfig(dataset_dir=dataset_dir, **options), split)
+        return evaluate_split(self.model, self.get_train_config(dataset_dir=dataset_dir, **options), split)
 
     def export(
         self,
@@ -205,10 +212,7 @@ def from_checkpoint(path: str | Path, *, trust_checkpoint: bool = False, **optio
     """The model in a checkpoint file, whatever its size; see `RFDETR.from_checkpoint`."""
     path = find_weights(str(path))
     checkpoint = read_checkpoint(path, trust_checkpoint)
-    name = class_name(identify(checkpoint))
-    right = globals().get(name)
-    if right is None:
-        raise ValueError(f"{path} holds {name}, which has no class in this release")
+    right = globals()[class_name(identify(checkpoint))]
     return right(pretrain_weights=str(path), trust_checkpoint=trust_checkpoint, **options)
 
 
@@ -268,14 +272,78 @@ class RFDETR2XLarge(RFDETR):
     _model_config_class = configs.RFDETR2XLargeConfig
 
 
+class RFDETRSegPreview(RFDETR):
+    """Masks; 432 pixels, the first segmentation model."""
+
+    size = "rfdetr-seg-preview"
+    _model_config_class = configs.RFDETRSegPreviewConfig
+
+
+class RFDETRSegNano(RFDETR):
+    """Masks; 312 pixels."""
+
+    size = "rfdetr-seg-nano"
+    _model_config_class = configs.RFDETRSegNanoConfig
+
+
+class RFDETRSegSmall(RFDETR):
+    """Masks; 384 pixels."""
+
+    size = "rfdetr-seg-small"
+    _model_config_class = configs.RFDETRSegSmallConfig
+
+
+class RFDETRSegMedium(RFDETR):
+    """Masks; 432 pixels."""
+
+    size = "rfdetr-seg-medium"
+    _model_config_class = configs.RFDETRSegMediumConfig
+
+
+class RFDETRSegLarge(RFDETR):
+    """Masks; 504 pixels."""
+
+    size = "rfdetr-seg-large"
+    _model_config_class = configs.RFDETRSegLargeConfig
+
+
+class RFDETRSegXLarge(RFDETR):
+    """Masks; 624 pixels."""
+
+    size = "rfdetr-seg-xlarge"
+    _model_config_class = configs.RFDETRSegXLargeConfig
+
+
+class RFDETRSeg2XLarge(RFDETR):
+    """Masks; 768 pixels."""
+
+    size = "rfdetr-seg-2xlarge"
+    _model_config_class = configs.RFDETRSeg2XLargeConfig
+
+
+class RFDETRKeypointPreview(RFDETR):
+    """Keypoints, of people where nothing else was trained; 576 pixels."""
+
+    size = "rfdetr-keypoint-preview"
+    _model_config_class = configs.RFDETRKeypointPreviewConfig
+
+
 __all__ = [
     "RFDETR",
     "RFDETR2XLarge",
     "RFDETRBase",
+    "RFDETRKeypointPreview",
     "RFDETRLarge",
     "RFDETRLargeDeprecated",
     "RFDETRMedium",
     "RFDETRNano",
+    "RFDETRSeg2XLarge",
+    "RFDETRSegLarge",
+    "RFDETRSegMedium",
+    "RFDETRSegNano",
+    "RFDETRSegPreview",
+    "RFDETRSegSmall",
+    "RFDETRSegXLarge",
     "RFDETRSmall",
     "RFDETRXLarge",
     "from_checkpoint",

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import random
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
-from rfdetr.datasets.annotations import AnnotationSet, clamp_boxes, has_extent
+from rfdetr.datasets.annotations import AnnotationSet
 from rfdetr.datasets.batch import cut, split
 from rfdetr.datasets.transforms import multi_scale_sizes
-from rfdetr.evaluation.coco import CocoEvaluator, GroundTruth
-from rfdetr.evaluation.f1 import results_table, sweep_confidence
+from rfdetr.evaluation.coco import CocoEvaluator
+from rfdetr.evaluation.split import SplitEvaluation, ground_truth
 from rfdetr.log import logger
 from rfdetr.models.backbone import Encoder
 from rfdetr.models.criterion import Criterion
@@ -146,9 +143,11 @@ def _add_gradients(
     while True:
         counted, broken = [], []
         try:
-            for number, micro in enumerate(split(batch, accumulate)):
+            micros = list(split(batch, accumulate))
+            normalisers, shares = _normalisers(criterion, micros, runtime)
+            for number, micro in enumerate(micros):
                 with runtime.last_of_step(model, number == accumulate - 1):
-                    losses = _accumulate(model, criterion, micro, size, accumulate, runtime)
+                    losses = _accumulate(model, criterion, micro, size, normalisers[number], shares[number], runtime)
                 total = criterion.weighted_total(losses)
                 # The assignment has just waited for the device, so this costs no further wait.
                 loss = total.item()
@@ -168,13 +167,30 @@ def _add_gradients(
         return loss, broken
 
 
+def _normalisers(criterion: Criterion, micros: list, runtime: Runtime) -> tuple[list[float], list[float]]:
+    """What the losses of each micro-batch are divided by, and its share in the gradient of the step.
+
+    With keypoints every object has the same share, otherwise every micro-batch.
+    """
+    # Counted over all processes, and before a micro-batch is cut: the sum of the pieces is the loss of the whole.
+    objects = [sum(len(target["labels"]) for target in targets) for _, targets in micros]
+    normalisers = [criterion.normaliser(runtime.mean_over_processes(count)) for count in objects]
+    if criterion.keypoints is None:
+        return normalisers, [1 / len(micros)] * len(micros)
+    return normalisers, [one / sum(normalisers) for one in normalisers]
+
+
 def _accumulate(
-    model: nn.Module, criterion: Criterion, micro: Any, size: int | None, parts: int, runtime: Runtime
+    model: nn.Module,
+    criterion: Criterion,
+    micro: Any,
+    size: int | None,
+    normaliser: float,
+    share: float,
+    runtime: Runtime,
 ) -> dict[str, Tensor]:
     """Forward, losses and backward of one micro-batch, whole or in pieces; returns its losses."""
-    pictures, objects = len(micro[0]), sum(len(target["labels"]) for target in micro[1])
-    # Counted before it is cut, over all processes: the sum of the pieces is the loss of the whole.
-    normaliser = criterion.normaliser(runtime.mean_over_processes(objects))
+    pictures = len(micro[0])
     joined: dict[str, Tensor] = {}
     for piece in cut(micro, min(runtime.pieces, pictures)):
         samples, targets = runtime.to_device(piece)
@@ -183,11 +199,11 @@ def _accumulate(
         with runtime.autocast():
             outputs = model(samples.tensors, samples.mask)
         losses = criterion(outputs, targets, normaliser)
-        runtime.backward(criterion.weighted_total(losses) / parts)
+        runtime.backward(criterion.weighted_total(losses) * share)
         for name, value in losses.items():
             # Losses are sums over the objects, diagnostics are means.
-            share = 1.0 if name.startswith("loss_") else len(targets) / pictures
-            joined[name] = joined.get(name, 0.0) + value.detach() * share
+            part = 1.0 if name.startswith("loss_") else len(targets) / pictures
+            joined[name] = joined.get(name, 0.0) + value.detach() * part
     return joined
 
 
@@ -230,16 +246,23 @@ def evaluate(
 
     Args:
         criterion: None leaves the losses out.
-        postprocess: raw outputs and (B, 2) picture sizes to detections.
+        postprocess: a `PostProcess`.
         data_loader: yields every picture of `base_ds` once, in order.
-        args: a namespace; read are amp, amp_dtype, fp16_eval and eval_max_dets.
+        args: a namespace; read are amp, amp_dtype, eval_max_dets, eval_masks_head_resolution and keypoint_oks_sigmas.
 
     Returns:
-        `coco_eval_bbox` (12 numbers: AP, AP50, AP75, AP by size, AR), `results_json` (per class) and losses; evaluator.
+        The losses and `SplitEvaluation.stats()`: `coco_eval_bbox` (AP, AP50, AP75, AP by size, AR), `results_json`
+        (per class), and `coco_eval_masks` or `coco_eval_keypoints` of models and annotations that have them; the
+        evaluator of the boxes.
     """
     runtime, progress = runtime or _runtime_of(device, args), progress or Progress()
-    evaluator = CocoEvaluator(ground_truth(base_ds), max_dets=getattr(args, "eval_max_dets", 500))
-    positions = _class_positions(base_ds)
+    evaluation = SplitEvaluation(
+        base_ds,
+        ground_truth(base_ds),
+        getattr(args, "eval_max_dets", 500),
+        at_head_size=getattr(args, "eval_masks_head_resolution", False),
+        sigmas=getattr(args, "keypoint_oks_sigmas", None),
+    )
     processes, averages = runtime.processes, Averages()
     idle = runtime.idle_passes(data_loader)
     # Of several processes each has every n-th picture.
@@ -250,60 +273,19 @@ def evaluate(
         for batch in progress.over(data_loader, title):
             samples, targets = runtime.to_device(batch)
             with runtime.autocast():
-                outputs = model(samples.tensors, samples.mask, last_only=criterion is None)
+                outputs = model(samples.tensors, samples.mask, last_only=criterion is None, whole_masks=False)
             if criterion is not None:
                 objects = sum(len(target["labels"]) for target in targets)
                 losses = criterion(outputs, targets)
                 averages.add(losses, criterion.weighted_total(losses), len(targets), objects)
             sizes = torch.stack([target["orig_size"] for target in targets])
-            for found in postprocess(outputs, sizes):
-                arrays = {name: value.cpu().numpy() for name, value in found.items()}
-                classes = positions.take(arrays["labels"], mode="clip")
-                known = classes >= 0
-                evaluator.update(index, arrays["scores"][known], classes[known], arrays["boxes"][known])
+            images = postprocess(outputs, sizes, enlarge_masks=False)
+            for found, (height, width) in zip(images, sizes.tolist(), strict=True):
+                evaluation.add(index, found, (height, width))
                 index += processes.world
         for _ in range(idle):
             model(torch.zeros(1, 3, args.resolution, args.resolution, device=runtime.device), last_only=True)
     if processes.world > 1:
-        evaluator.load_state(processes.gather(evaluator.state()))
-    result = evaluator.summarize()
+        evaluation.load_state(processes.gather(evaluation.state()))
     stats: dict[str, Any] = averages.read(criterion.weight_dict, processes) if criterion is not None else {}
-    stats["coco_eval_bbox"] = [float(value) for value in result.stats]
-    stats["results_json"] = results_table(result, sweep_confidence(evaluator))
-    return stats, evaluator
-
-
-def _class_positions(annotations: AnnotationSet) -> np.ndarray:
-    """Position in `class_names` of every label, -1 where a label, or any above them, is no class of the data set."""
-    labels = np.array(annotations.categories.labels)
-    positions = np.full(labels.max(initial=-1) + 2, -1)
-    positions[labels] = np.arange(len(labels))
-    return positions
-
-
-@functools.lru_cache(maxsize=2)
-def ground_truth(annotations: AnnotationSet) -> GroundTruth:
-    """What detections of a split are compared with: boxes cut to their pictures, crowd regions to be ignored.
-
-    Kept for the next evaluation of the same split, since it opens every picture to learn its size.
-    """
-    boxes, pictures = [np.zeros((0, 4))], []
-    for index in range(len(annotations)):
-        with Image.open(annotations.path(index)) as picture:
-            width, height = picture.size
-        cut = clamp_boxes(annotations.boxes_xyxy_px(index, height, width), height, width)
-        boxes.append(cut)
-        pictures.append(np.full(len(cut), index, np.int64))
-    joined = np.concatenate(boxes)
-    size = joined[:, 2:] - joined[:, :2]
-    keep = has_extent(joined) | annotations.crowd
-    areas = np.where(np.isnan(annotations.areas), size.prod(1), annotations.areas)
-    return GroundTruth(
-        image_index=np.concatenate([np.zeros(0, np.int64), *pictures])[keep],
-        label=_class_positions(annotations)[annotations.labels[keep]],
-        boxes_xywh_px=np.concatenate((joined[:, :2], size), axis=1)[keep],
-        area=areas[keep],
-        crowd=annotations.crowd[keep],
-        num_images=len(annotations),
-        class_names=annotations.class_names,
-    )
+    return stats | evaluation.stats(), evaluation.boxes

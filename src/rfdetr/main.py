@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import signal
 import threading
 import warnings
@@ -12,17 +11,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import nn
 
 from rfdetr.assets.coco_classes import COCO_CLASS_NAMES, COCO_CLASSES
 from rfdetr.checkpoints import identify, load
 from rfdetr.checkpoints.download import find_weights, require_weights
 from rfdetr.checkpoints.names import to_internal
-from rfdetr.config import ModelConfig, TrainConfig
+from rfdetr.config import ModelConfig, TrainConfig, train_config_class
 from rfdetr.log import logger
-from rfdetr.models.build import build_model, initialise
+from rfdetr.models import refit
+from rfdetr.models.build import build_model, build_postprocess, initialise
 from rfdetr.models.detector import Detector
-from rfdetr.models.postprocess import PostProcess
 from rfdetr.options import check_resolution
 from rfdetr.training.runtime import select_device
 
@@ -66,7 +64,7 @@ class Model:
         else:
             self._load(find_weights(self.config.pretrain_weights))
         self.model.encoder.freeze(self.config.freeze_encoder)
-        self.postprocess = PostProcess(self.config.num_select)
+        self.postprocess = build_postprocess(self.config)
 
     def _load(self, path: Path) -> None:
         checkpoint = load.read_checkpoint(path, self._trust)
@@ -95,8 +93,7 @@ class Model:
 
     def _name_classes(self, names: list[str], first_label: int) -> None:
         if not names:
-            coco = self.config.num_classes == 90
-            names = list(COCO_CLASS_NAMES) if coco else [str(i) for i in range(self.config.num_classes)]
+            names = _usual_names(self.config)
         self.class_names, self.first_label = names, first_label
 
     @property
@@ -109,20 +106,26 @@ class Model:
         """The label of each class name: its place, unless category ids are the labels."""
         if self.raw_labels is not None:
             return self.raw_labels
+        with_points = [label for label, count in enumerate(self.config.num_keypoints_per_class) if count]
+        if len(with_points) == len(self.class_names):
+            # The keypoint models of the published package can have the background first.
+            return with_points
         return list(COCO_CLASSES) if self.is_coco else [self.first_label + i for i in range(len(self.class_names))]
 
     def name_of_label(self) -> list[str]:
         """A name for every output of the class head: "" where there is none."""
         named = dict(zip(self.class_labels, self.class_names, strict=False))
-        if (hidden := self.hidden_label()) is not None:
+        for hidden in self.hidden_labels():
             named.setdefault(hidden, "__background__")
         return [named.get(label, "") for label in range(self.config.num_classes + 1)]
 
-    def hidden_label(self) -> int | None:
-        """The output that is no class and not reported; None where category ids are the labels, as in COCO's heads."""
-        if self.raw_labels is not None or self.is_coco:
-            return None
-        return 0 if self.first_label else self.config.num_classes
+    def hidden_labels(self) -> list[int]:
+        """The outputs that are no class and not reported; none where category ids are labels, as in COCO's heads."""
+        schema = self.config.num_keypoints_per_class
+        if not schema and (self.raw_labels is not None or self.is_coco):
+            return []
+        last = self.config.num_classes
+        return [0, last] if schema[:1] == [0] and 0 not in self.class_labels else [0 if self.first_label else last]
 
     @property
     def resolution(self) -> int:
@@ -143,14 +146,7 @@ class Model:
 
     def reinitialize_detection_head(self, num_outputs: int) -> None:
         """Give the class heads `num_outputs` rows (classes + 1): old rows are cut or repeated in turn."""
-        heads = (self.model.class_head, self.model.proposals.classes)
-        with torch.no_grad():
-            for head, axis in zip(heads, (0, 1), strict=True):
-                for name in ("weight", "bias"):
-                    rows = getattr(head, name).transpose(0, axis)
-                    resized = load.resize_rows(rows, num_outputs).transpose(0, axis).contiguous()
-                    setattr(head, name, nn.Parameter(resized))
-        self.model.class_head.out_features = num_outputs
+        refit.resize_class_heads(self.model, num_outputs)
         self.config.num_classes = num_outputs - 1
 
     def request_early_stop(self) -> None:
@@ -176,10 +172,11 @@ class Model:
         changes = {name: settings.pop(name) for name in CHANGES if settings.get(name) is not None}
         if "resolution" in changes:
             changes["resolution"] = check_resolution(changes["resolution"], self.config.block_size)
-        known = {k: v for k, v in settings.items() if k in TrainConfig.model_fields or k in TrainConfig.retired}
+        kind = train_config_class(self.config)
+        known = {k: v for k, v in settings.items() if k in kind.model_fields or k in kind.retired}
         if unknown := sorted(name for name in settings if name not in known and name not in CHANGES):
             warnings.warn(f"settings without effect in train(): {', '.join(unknown)}", stacklevel=2)
-        config = TrainConfig(**known)
+        config = kind(**known)
         with helpers(self, config, changes) as processes:
             number = self.train_in(processes, config, changes, callbacks)
         if number == signal.SIGTERM:
@@ -209,6 +206,8 @@ class Model:
         self.device, self.stop_early, self._trained = device, False, True
         seed_everything(job.seed)
         self._change(**changes)
+        if job.train.schema is not None:
+            self._fit_keypoints(job.train.schema.counts, forget=job.checkpoint is None)
         self._fit_head(job.num_classes, job.class_names if config.keep_classes else None)
         self.class_names, self.first_label, self.raw_labels = list(job.class_names), 0, job.raw_labels
         try:
@@ -257,19 +256,33 @@ class Model:
             )
         warnings.warn(f"num_classes={own} is kept; the data set has {num_classes}", stacklevel=5)
 
+    def _fit_keypoints(self, schema: tuple[int, ...], forget: bool) -> None:
+        """Give the network the data set's keypoints; `forget`: with their precision unlearned."""
+        network = self.model.keypoints
+        assert network is not None
+        if schema != network.schema:
+            logger.info("the network is set up for the data set's keypoints per class, %s", list(schema))
+            refit.resize_keypoints(network, schema)
+            rows = max(self.config.num_classes, len(schema))
+            values = {"num_keypoints_per_class": list(schema), "num_classes": rows}
+            self.config = self.config.with_values(values)
+            self.postprocess = build_postprocess(self.config)
+        if forget:
+            refit.forget_precision(network)
+
     def _fit_head(self, num_classes: int, names: list[str] | None) -> None:
         """Give the class head the data set's number of classes; rows of known `names` keep their weights."""
         old = dict(zip(self.class_names, self.class_labels, strict=False)) if names else {}
         heads = (self.model.class_head, self.model.proposals.classes)
         before = [{n: p.detach().clone() for n, p in head.named_parameters()} for head in heads]
-        if num_classes != self.config.num_classes and not self.config.is_explicit("num_classes"):
+        if num_classes + 1 != self.model.class_head.out_features and not self.config.is_explicit("num_classes"):
             logger.info("the class head is set up for the data set's %d classes", num_classes)
             self.reinitialize_detection_head(num_classes + 1)
         if names:
             kept_rows = {new: old[name] for new, name in enumerate(names) if name in old}
             logger.info("known classes: %s", ", ".join(names[new] for new in kept_rows) or "none")
             for head, rows in zip(heads, before, strict=True):
-                start_rows(head, rows, kept_rows)
+                refit.start_rows(head, rows, kept_rows)
 
     def load_weights(self, path: Path) -> None:
         """Put the weights of a checkpoint of this very model into the network in memory."""
@@ -279,6 +292,14 @@ class Model:
     def put_weights(self, published: dict[str, torch.Tensor]) -> None:
         """Put weights with published names, of this very model, into the network in memory."""
         self.model.load_state_dict(to_internal(published)[0])
+
+
+def _usual_names(config: ModelConfig) -> list[str]:
+    """Class names of a file without any: those of the published weights, else numbers."""
+    if config.use_grouppose_keypoints:
+        counts = [count for count in config.num_keypoints_per_class if count]
+        return ["person"] if counts == [17] else [str(i) for i in range(len(counts))]
+    return list(COCO_CLASS_NAMES) if config.num_classes == 90 else [str(i) for i in range(config.num_classes)]
 
 
 # Settings of the model that `train()` changes.
@@ -332,17 +353,3 @@ def _device_of(config: TrainConfig, own: torch.device, world: int, local: int) -
     if world > 1:
         torch.cuda.set_device(device)
     return device
-
-
-@torch.no_grad()
-def start_rows(head: nn.Module, rows: dict[str, torch.Tensor], kept: dict[int, int]) -> None:
-    """Start a class head anew, but for the rows in `kept`, which maps them to their places in `rows`."""
-    weight, bias = head.get_parameter("weight"), head.get_parameter("bias")
-    fresh = nn.Linear(weight.shape[-1], bias.shape[-1])
-    nn.init.constant_(fresh.bias, -math.log(99))
-    for name, parameter in head.named_parameters():
-        # Grouped heads have the groups before the rows.
-        axis = 0 if parameter.dim() == getattr(fresh, name).dim() else 1
-        parameter.copy_(getattr(fresh, name).to(parameter.device).expand_as(parameter))
-        for new, old in kept.items():
-            parameter.select(axis, new).copy_(rows[name].select(axis, old))

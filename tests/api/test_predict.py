@@ -15,7 +15,7 @@ from tests.tiny import tiny_model
 
 from rfdetr import RFDETRNano
 from rfdetr.assets.coco_classes import COCO_CLASSES
-from rfdetr.inference.results import supervision
+from rfdetr.inference.sv import supervision
 
 H, W = 48, 64
 RGB = np.random.default_rng(5).integers(0, 256, (H, W, 3), np.uint8)

@@ -15,10 +15,18 @@ from rfdetr.variants import VARIANTS
 SIZES = [
     "RFDETR2XLarge",
     "RFDETRBase",
+    "RFDETRKeypointPreview",
     "RFDETRLarge",
     "RFDETRLargeDeprecated",
     "RFDETRMedium",
     "RFDETRNano",
+    "RFDETRSeg2XLarge",
+    "RFDETRSegLarge",
+    "RFDETRSegMedium",
+    "RFDETRSegNano",
+    "RFDETRSegPreview",
+    "RFDETRSegSmall",
+    "RFDETRSegXLarge",
     "RFDETRSmall",
     "RFDETRXLarge",
 ]
@@ -26,8 +34,10 @@ INVENTORY = {
     "rfdetr": ["RFDETR", *SIZES, "__version__", "from_checkpoint"],
     "rfdetr.detr": ["RFDETR", *SIZES, "from_checkpoint"],
     "rfdetr.config": [
+        "KeypointTrainConfig",
         "ModelConfig",
         "PretrainWeightsCompatibilityWarning",
+        "SegmentationTrainConfig",
         "TrainConfig",
         *(f"{size}Config" for size in SIZES),
     ],
@@ -39,7 +49,7 @@ INVENTORY = {
 }
 METHODS = {
     # method of RFDETR: its parameters
-    "predict": "images threshold shape patch_size include_source_image batch_size",
+    "predict": "images threshold shape patch_size include_source_image mask_format batch_size",
     "train": "options",
     "evaluate": "dataset_dir split options",
     "from_checkpoint": "path trust_checkpoint options",

@@ -1342,14 +1342,14 @@ REFUSED: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
         "eval_masks_head_resolution",
         {"eval_masks_head_resolution": True},
         {},
-        "eval_masks_head_resolution: this model predicts boxes alone",
+        "eval_masks_head_resolution: the model does not predict that",
     ),
-    ("keypoint_flip_pairs", {"keypoint_flip_pairs": [0, 1]}, {}, "keypoint_flip_pairs: this model predicts boxes"),
+    ("keypoint_flip_pairs", {"keypoint_flip_pairs": [0, 1]}, {}, "keypoint_flip_pairs: the model does not"),
     ("keypoint_flip_pairs", {"keypoint_flip_pairs": [0, 1, 2]}, {}, "keypoint_flip_pairs=.* an even number of them"),
     ("keypoint_flip_pairs", {"keypoint_flip_pairs": [-1, 1]}, {}, "keypoint_flip_pairs="),
-    ("keypoint_oks_sigmas", {"keypoint_oks_sigmas": [0.1]}, {}, "keypoint_oks_sigmas: this model predicts boxes"),
+    ("keypoint_oks_sigmas", {"keypoint_oks_sigmas": [0.1]}, {}, "keypoint_oks_sigmas: the model does not predict that"),
     *(
-        (f"keypoint_{part}_loss_coef", {f"keypoint_{part}_loss_coef": 1.0}, {}, f"keypoint_{part}_loss_coef: this")
+        (f"keypoint_{part}_loss_coef", {f"keypoint_{part}_loss_coef": 1.0}, {}, f"keypoint_{part}_loss_coef: the model")
         for part in ("l1", "findable", "visible", "nll")
     ),
 ]  # fmt: skip

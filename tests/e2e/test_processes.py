@@ -137,6 +137,36 @@ def test_two_processes_and_one_go_on_with_each_others_run(data: Path, alone: Pat
     assert torch.allclose(ours["model"]["bbox_embed.layers.0.weight"], theirs["model"]["bbox_embed.layers.0.weight"])
 
 
+def test_keypoints_of_two_processes_are_those_of_one(tmp_path: Path) -> None:
+    """Also with micro-batches, whose objects all have the same share."""
+    about = {"class": "RFDETRKeypointPreview", "model": {"resolution": 48, "dec_layers": 2}}
+    data = tiny_data(tmp_path / "darts", shapes=("dart",))
+    options = {"epochs": 1, "grad_accum_steps": 2, "skip_best_epochs": 0}
+    start(None, data, tmp_path / "one", training={**options, "batch_size": 2}, **about)
+    start("torchrun", data, tmp_path / "two", training={**options, "batch_size": 1}, **about)
+    ours, theirs = (load(tmp_path / name / "checkpoint.pth")["model"] for name in ("two", "one"))
+    assert any(name.startswith("keypoint_embed") for name in theirs)
+    for name, tensor in theirs.items():
+        if not name.endswith("key.bias") and "in_proj_bias" not in name and tensor.is_floating_point():
+            assert torch.allclose(ours[name], tensor, rtol=0, atol=2e-5), name
+    assert logged(tmp_path / "two") == pytest.approx(logged(tmp_path / "one"), rel=1e-3)
+
+
+def test_masks_are_learned_the_same_with_ddp_and_fsdp(tmp_path: Path) -> None:
+    """Points are drawn by every process, so two processes are no oracle for one, but one strategy is for the other."""
+    about = {"class": "RFDETRSegNano", "model": {"resolution": 48, "dec_layers": 2}}
+    data = tiny_data(tmp_path / "data")
+    for strategy in ("ddp", "fsdp"):
+        start("torchrun", data, tmp_path / strategy, training={"epochs": 1, "strategy": strategy}, **about)
+    ours, theirs = (load(tmp_path / name / "checkpoint.pth")["model"] for name in ("fsdp", "ddp"))
+    for name, tensor in theirs.items():
+        if not name.endswith("key.bias") and "in_proj_bias" not in name and tensor.is_floating_point():
+            assert torch.allclose(ours[name], tensor, rtol=0, atol=2e-5), name
+    lines = [json.loads((tmp_path / name / "log.txt").read_text()) for name in ("fsdp", "ddp")]
+    assert lines[0]["test_coco_eval_masks"] == pytest.approx(lines[1]["test_coco_eval_masks"], abs=1e-3)
+    assert lines[0]["train_loss_mask_ce"] == pytest.approx(lines[1]["train_loss_mask_ce"], rel=1e-3)
+
+
 def test_two_machines_train_one_model(data: Path, two: Path, tmp_path: Path) -> None:
     """Two launchers on this machine, as if each were a machine of its own with one process."""
     about = json.dumps({"data": str(data), "out": str(tmp_path / "out"), "training": {**TEN_STEPS, "num_nodes": 2}})

@@ -14,7 +14,8 @@ from PIL import Image
 from rfdetr.datasets.layout import read_split
 
 RECORDED = json.loads((Path(__file__).parents[1] / "data" / "bad_inputs.json").read_text(encoding="utf-8"))
-CASES = [case for case in RECORDED["cases"] if not case["segmentation_model"]]
+CASES = RECORDED["cases"]
+BOXES = [case for case in CASES if not case["segmentation_model"]]
 GOOD_COCO = next(case["annotations"] for case in CASES if case["format"] == "coco" and case["name"] == "plain")
 
 
@@ -58,7 +59,8 @@ def build_yolo(root: Path, case: dict[str, Any]) -> None:
 
 def load(root: Path, case: dict[str, Any]) -> dict[str, np.ndarray]:
     """Target of the one picture; decodes it the way a loader does."""
-    annotations = read_split(root, {"val": "valid"}.get(case["split"], case["split"]))
+    split = {"val": "valid"}.get(case["split"], case["split"])
+    annotations = read_split(root, split, masks=case["segmentation_model"])
     assert len(annotations) == 1
     path = annotations.path(0)
     try:
@@ -86,10 +88,30 @@ def test_malformed_data_set_is_mended_or_refused(tmp_path, case):
         np.testing.assert_allclose(target["boxes"], np.reshape(case["reference"]["boxes_xyxy"], (-1, 4)), atol=1e-3)
         assert target["labels"].tolist() == case["reference"]["labels"]
         np.testing.assert_allclose(target["area"], case["reference"]["area"], rtol=1e-5)
+        if case["segmentation_model"]:
+            masks = target["masks"].dense()
+            assert list(masks.shape) == case["reference"]["mask_shape"]
+            assert masks.sum((1, 2)).tolist() == case["reference"]["mask_areas"]
 
 
-def test_every_recorded_detection_case_runs():
-    assert len(CASES) == len({(case["format"], case["name"]) for case in CASES}) == 81
+@pytest.mark.filterwarnings("ignore:.* masks are empty:UserWarning")
+@pytest.mark.parametrize("case", BOXES, ids=lambda case: f"{case['format']}-{case['name']}")
+def test_what_is_wrong_with_boxes_is_wrong_with_masks_wanted_too(tmp_path, case):
+    {"coco": build_coco, "yolo": build_yolo}[case["format"]](tmp_path, case)
+    case = case | {"segmentation_model": True}
+    if case["wanted"] == "error":
+        with pytest.raises((ValueError, FileNotFoundError)) as caught:
+            load(tmp_path, case)
+        for text in [*case["message_must_name"], str(tmp_path)]:
+            assert text in str(caught.value)
+        return
+    with pytest.warns(UserWarning, match="1 \\(first") if case["wanted"] == "ok_warn" else contextlib.nullcontext():
+        target = load(tmp_path, case)
+    assert len(target["masks"]) == len(target["boxes"])
+
+
+def test_every_recorded_case_runs():
+    assert len(CASES) == len({(case["format"], case["name"]) for case in CASES}) == 111
 
 
 def test_missing_area_is_that_of_the_clamped_box(tmp_path):

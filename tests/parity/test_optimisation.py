@@ -13,11 +13,12 @@ from tests.vectors import CONFIGS, assert_close, read_json, read_tensors
 from torch import nn
 
 from rfdetr import RFDETRNano
-from rfdetr.checkpoints.load import fit_queries, resize_rows
+from rfdetr.checkpoints.load import fit_queries
 from rfdetr.checkpoints.names import published_names
 from rfdetr.datasets.transforms import multi_scale_sizes
 from rfdetr.models.backbone import Encoder
 from rfdetr.models.build import build_model
+from rfdetr.models.refit import resize_rows
 from rfdetr.training.ema import ModelEma, ema_decay
 from rfdetr.training.optim import Rates, build_optimizer, lr_factor, parameter_groups, rate_of
 from rfdetr.training.runtime import Runtime

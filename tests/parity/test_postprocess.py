@@ -9,7 +9,7 @@ from tests.vectors import assert_close, read_arrays, read_json, read_tensors
 from torch import Tensor, nn
 
 from rfdetr import RFDETRNano
-from rfdetr.models import postprocess
+from rfdetr.models import enlarge
 from rfdetr.models.backbone import resize_positions
 from rfdetr.models.postprocess import PostProcess, pixel_covariance
 
@@ -56,15 +56,30 @@ def test_masks_equal_the_recorded_ones(name, select, threshold):
 
 @pytest.mark.parametrize("pixels", [1, 2**24])
 @pytest.mark.parametrize("name", ["seg20", "seg20_thr"])
-def test_masks_of_large_images_equal_the_recorded_ones_in_chunks_of_any_size(name, pixels, monkeypatch):
-    monkeypatch.setattr(postprocess, "_MASK_PIXELS", pixels)
+def test_masks_of_large_images_equal_the_recorded_ones_in_stripes_of_any_size(name, pixels, monkeypatch):
+    monkeypatch.setattr(enlarge, "_STRIPE", pixels)
+    monkeypatch.setattr(enlarge, "_CHUNK", pixels)
     case = META[name]
-    sizes = torch.tensor(case["target_sizes_hw"])
-    found = PostProcess(case["num_select"])(outputs_of(DATA, "seg20.in."), sizes, case.get("score_threshold"))
-    for i, one in enumerate(found):
+    made, outputs, sizes = PostProcess(case["num_select"]), outputs_of(DATA, "seg20.in."), case["target_sizes_hw"]
+    found = made(outputs, torch.tensor(sizes), case.get("score_threshold"))
+    small = made(outputs, torch.tensor(sizes), case.get("score_threshold"), enlarge_masks=False)
+    for i, (one, hw) in enumerate(zip(found, sizes, strict=True)):
         assert list(one["masks"].shape) == case["masks_shape"][i]
         assert np.array_equal(np.packbits(one["masks"].numpy()), DATA[f"{name}.out{i}.masks_packed"].numpy())
         assert torch.equal(one["labels"], DATA[f"{name}.out{i}.labels"])
+        # What runs on a GPU.
+        assert torch.equal(enlarge._enlarge_whole(small[i]["mask_logits"], tuple(hw)), one["masks"])
+
+
+def test_masks_at_head_size_equal_the_recorded_ones():
+    found = PostProcess(10)(outputs_of(MODEL, "seg/"), MODEL["seg/target_sizes"], enlarge_masks=False)
+    for i, one in enumerate(found):
+        recorded = f"seg/head/{i}/"
+        assert "masks" not in one
+        assert [10, 1, *one["mask_logits"].shape[1:]] == MODEL[f"{recorded}masks_shape"].tolist()
+        assert np.array_equal(np.packbits(one["mask_logits"].numpy() > 0), MODEL[f"{recorded}masks_bits"].numpy())
+        assert torch.equal(one["labels"], MODEL[f"{recorded}labels"])
+        assert torch.equal(one["boxes"], MODEL[f"{recorded}boxes"])
 
 
 def check_keypoints(found: list[dict[str, Tensor]], tensors: dict[str, Tensor], where: str) -> None:
@@ -113,7 +128,7 @@ class Fixed(nn.Module):
         exact = DATA["predict_nano.in.pred_boxes"]
         self.boxes[0, : len(exact)] = exact
 
-    def forward(self, images: Tensor, last_only: bool = False) -> dict[str, Tensor]:
+    def forward(self, images: Tensor, **_: bool) -> dict[str, Tensor]:
         return {"pred_logits": self.logits, "pred_boxes": self.boxes}
 
 

@@ -32,6 +32,7 @@ def draw_truth(rng: np.random.Generator, num_images: int, num_classes: int, most
         boxes_xywh_px=boxes,
         area=boxes[:, 2] * boxes[:, 3] * rng.choice([0.5, 1], count),
         crowd=rng.random(count) < rng.choice([0, 0.3]),
+        row=np.arange(count),
         num_images=num_images,
         class_names=[f"class_{label}" for label in range(num_classes)],
     )
@@ -126,6 +127,7 @@ def test_equal_to_pycocotools_when_overlaps_tie(left_first):
         boxes_xywh_px=boxes,
         area=np.full(2, 100.0),
         crowd=np.zeros(2, dtype=bool),
+        row=np.arange(2),
     )
     found = np.array([0.9, 0.8]), np.array([0, 0]), np.array([[2, 0, 12, 10], [0, 0, 10, 10]], dtype=np.float64)
     assert_equal_to_pycocotools(truth, [found], max_dets=100)

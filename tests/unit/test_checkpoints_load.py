@@ -455,8 +455,8 @@ def test_labels_of_older_files_start_at_one_and_names_follow(entries, options, f
     assert model.first_label == first
     names = model.name_of_label()
     assert [names[first + i] for i in range(3)] == model.class_names[:3]
-    assert model.hidden_label() == (0 if first else 3)
-    assert names[model.hidden_label()] in ("__background__", "d")
+    assert model.hidden_labels() == [0 if first else 3]
+    assert names[model.hidden_labels()[0]] in ("__background__", "d")
 
 
 def test_stored_names_are_read_leniently(file):
@@ -469,7 +469,7 @@ def test_ninety_classes_without_names_are_coco(tmp_path, weights):
     rows = {n: t[torch.arange(91) % 4] if "class_embed" in n else t for n, t in weights.items()}
     torch.save({"model": rows, "args": argparse.Namespace(num_queries=10, group_detr=2)}, tmp_path / "coco.pth")
     model = opened(tmp_path / "coco.pth").model
-    assert (model.class_names, model.first_label, model.hidden_label()) == (COCO_CLASS_NAMES, 0, None)
+    assert (model.class_names, model.first_label, model.hidden_labels()) == (COCO_CLASS_NAMES, 0, [])
     assert (model.name_of_label()[1], model.name_of_label()[12], model.name_of_label()[90]) == (
         "person",
         "",

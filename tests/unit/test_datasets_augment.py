@@ -20,6 +20,7 @@ from rfdetr.datasets import aug_config, aug_configs
 from rfdetr.datasets.aug_configs import CONTAINERS, PRESETS, TRANSFORMS
 from rfdetr.datasets.augment import COLOUR, GEOMETRY, build_augmentations
 from rfdetr.datasets.geometry import PER_OBJECT, Target, shift_and_scale, warp_image, warp_target
+from rfdetr.datasets.masks import MaskStack
 from rfdetr.datasets.transforms import TrainTransform, crop_target, mirror_target, resize_target
 
 SIDE = 160
@@ -83,7 +84,7 @@ def scene(rng: np.random.Generator, hw: tuple[int, int] = (SIDE, SIDE)) -> tuple
         "image_id": np.array([7]),
         "orig_size": np.array(hw),
         "size": np.array(hw),
-        "masks": np.array(masks),
+        "masks": MaskStack.of(np.array(masks)),
         "keypoints": np.array(keypoints, np.float32),
     }
 
@@ -97,8 +98,12 @@ def photo(hw: tuple[int, int] = (64, 80)) -> np.ndarray:
     return np.clip(np.asarray(coarse) + rng.integers(-8, 9, (*hw, 3)), 0, 255).astype(np.uint8)
 
 
+def plain(value: Any) -> np.ndarray:
+    return value.dense() if isinstance(value, MaskStack) else value
+
+
 def same(one: Target, other: Target) -> bool:
-    return one.keys() == other.keys() and all(np.array_equal(one[key], other[key]) for key in one)
+    return one.keys() == other.keys() and all(np.array_equal(plain(one[key]), plain(other[key])) for key in one)
 
 
 def levels_apart(one: np.ndarray, other: np.ndarray) -> float:
@@ -142,7 +147,7 @@ def test_N017_picture_masks_boxes_and_keypoints_move_together(name, seed):
     assert moved["size"].tolist() == [SIDE, SIDE]
     assert {len(moved[key]) for key in PER_OBJECT} == {len(moved["labels"])}
     assert len(moved["labels"]) >= 1
-    for box, mask, points in zip(moved["boxes"], moved["masks"], moved["keypoints"], strict=True):
+    for box, mask, points in zip(moved["boxes"], moved["masks"].dense(), moved["keypoints"], strict=True):
         assert (box >= 0).all()
         # A resize rounds its factors, which may move an edge by an ulp.
         assert (box <= SIDE + 1e-4).all()
@@ -153,7 +158,7 @@ def test_N017_picture_masks_boxes_and_keypoints_move_together(name, seed):
             assert (tight[2:] <= box[2:] + 1.5).all()
         for x, y, visible in points:
             assert not visible or mask[min(round(float(y)), SIDE - 1), min(round(float(x)), SIDE - 1)]
-    bright, union = moved_image[..., 0] > 127, moved["masks"].any(0)
+    bright, union = moved_image[..., 0] > 127, moved["masks"].dense().any(0)
     assert (bright & union).sum() / (bright | union).sum() > 0.95
     assert not moved["keypoints"][moved["keypoints"][..., 2] == 0].any()
 
@@ -197,7 +202,7 @@ def test_a_quarter_turn_is_anticlockwise_and_four_are_none():
         turned_image, turned = step._move(step.entries[0], turned_image, turned, rng)
         count += turns
         assert np.array_equal(turned_image, np.rot90(image, count))
-        assert np.array_equal(turned["masks"], np.rot90(target["masks"], count, axes=(1, 2)))
+        assert np.array_equal(turned["masks"].dense(), np.rot90(target["masks"].dense(), count, axes=(1, 2)))
         if count % 4 == 0:
             assert same(turned, target)
 
@@ -266,12 +271,12 @@ def test_a_crop_larger_than_the_picture_is_the_picture():
 def test_no_objects_is_fine(name, masks):
     target = bare()
     if masks:
-        target |= {"masks": np.zeros((0, 40, 50), bool), "keypoints": np.zeros((0, 3, 3), np.float32)}
+        target |= {"masks": MaskStack.of(np.zeros((0, 40, 50), bool)), "keypoints": np.zeros((0, 3, 3), np.float32)}
     image, moved = always(name, **GEOMETRIC[name])(np.zeros((40, 50, 3), np.uint8), target, np.random.default_rng(0))
     assert image.shape == (40, 50, 3)
     assert moved["boxes"].shape == (0, 4)
     if masks:
-        assert moved["masks"].shape == (0, 40, 50)
+        assert moved["masks"].dense().shape == (0, 40, 50)
         assert moved["keypoints"].shape == (0, 3, 3)
 
 
@@ -310,7 +315,7 @@ def recorded_target(name: str, content: dict) -> Target:
         "area": np.array(content["area"], np.float32),
         "iscrowd": np.array(content["iscrowd"]),
         "size": np.array(content["size"]),
-        "masks": masks,
+        "masks": MaskStack.of(masks),
         "keypoints": np.reshape(content["keypoints"], content["keypoints_shape"]).astype(np.float32),
     }
 
@@ -326,7 +331,7 @@ def test_masks_and_keypoints_equal_the_recorded_ones(recorded):
         moved = mirror_target(target, hw[1], [0, 1, 2, 3] if name == "hflip_pairs" else ())
     else:
         moved = resize_target(target, hw, tuple(recorded["image_shape"][1:]))
-    assert np.array_equal(moved["masks"], expected["masks"])
+    assert np.array_equal(moved["masks"].dense(), expected["masks"].dense())
     # One rounding of single precision at these magnitudes.
     assert np.allclose(moved["keypoints"], expected["keypoints"], rtol=0, atol=2e-5)
 
@@ -337,7 +342,7 @@ def test_masks_and_keypoints_equal_the_recorded_ones(recorded):
 @pytest.mark.parametrize("name", COLOURS)
 def test_N017_colour_changes_the_picture_repeatably_and_no_label(name):
     image, target = photo(), scene(np.random.default_rng(0))[1]
-    before, copy = image.copy(), {key: value.copy() for key, value in target.items()}
+    before, copy = image.copy(), {key: plain(value).copy() for key, value in target.items()}
     step = always(name, **COLOURS[name])
     changed, labels = step(image, target, np.random.default_rng(1))
     assert changed.shape == image.shape
@@ -827,8 +832,8 @@ def test_classes_of_albumentations_take_targets_without_objects_or_masks(stand_i
     for count in (0, 2):
         given = {key: target[key][:count] for key in fields}
         moved = build_augmentations({"D4": {"p": 1}})(image, given, np.random.default_rng(0))[1]
-        assert {key: value.shape for key, value in moved.items() if key != "size"} == {
-            key: value.shape for key, value in given.items()
+        assert {key: plain(value).shape for key, value in moved.items() if key != "size"} == {
+            key: plain(value).shape for key, value in given.items()
         }
 
 
@@ -839,7 +844,7 @@ def test_points_that_albumentations_loses_are_absent(stand_in):
     expected[3, 3] = target["keypoints"][0, 3]
     assert np.array_equal(moved["keypoints"], expected)
     for key in ("boxes", "labels", "area", "iscrowd", "masks"):
-        assert np.array_equal(moved[key], target[key][::-1])
+        assert np.array_equal(plain(moved[key]), plain(target[key])[::-1])
 
 
 def test_what_albumentations_does_not_take_is_refused(stand_in):

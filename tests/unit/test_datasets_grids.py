@@ -14,6 +14,7 @@ from rfdetr.datasets.augment import build_augmentations
 from rfdetr.datasets.grids import _colour, save_grid
 from rfdetr.datasets.layout import read_split
 from rfdetr.datasets.loader import Pictures, TrainOrder, make_loader
+from rfdetr.datasets.masks import MaskStack
 from rfdetr.datasets.transforms import TrainTransform, normalise
 
 
@@ -59,7 +60,10 @@ def test_masks_and_keypoints_are_drawn_and_invisible_points_are_not(tmp_path):
     mask = np.zeros((1, 32, 32), bool)
     mask[0, 24:32, 24:32] = True
     # A mask of another size than the picture, as after the resize of a whole batch.
-    targets[0] |= {"masks": mask, "keypoints": np.array([[[0.25, 0.9, 2], [0.5, 0.9, 0]]], np.float32)}
+    targets[0] |= {
+        "masks": MaskStack.of(mask).packed(),
+        "keypoints": np.array([[[0.25, 0.9, 2], [0.5, 0.9, 0]]], np.float32),
+    }
     pixels = saved(samples, targets, tmp_path)
     assert (pixels[54:, 54:] != 100).any(axis=-1).all()
     assert pixels[57, 16].tolist() == list(_colour(1))

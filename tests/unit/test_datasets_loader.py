@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 from tests.tiny import tiny_data
+from tests.vectors import DATA
 
 from rfdetr.datasets.batch import NestedTensor, collate, split
 from rfdetr.datasets.layout import read_split
-from rfdetr.datasets.loader import Draw, Pictures, TrainOrder, make_loader
+from rfdetr.datasets.loader import Draw, EvalOrder, Pictures, TrainOrder, make_loader
 from rfdetr.datasets.transforms import TrainTransform
 
 
@@ -94,3 +95,21 @@ def test_a_truncated_picture_is_named(tmp_path: Path) -> None:
     broken = Pictures(read_split(data, "train"), TrainTransform((64,)))
     with pytest.raises(ValueError, match=r"train_00003\.jpg"):
         broken[3]
+
+
+@pytest.mark.filterwarnings("ignore:.*left out:UserWarning")
+@pytest.mark.parametrize("workers", [0, 1])
+def test_S060_masks_arrive_packed_and_padded_like_their_pictures(workers: int) -> None:
+    annotations = read_split(DATA / "datasets" / "coco", "train", masks=True)
+    transform = TrainTransform((48,), square=False, jitter=False)
+    order = EvalOrder(len(annotations))
+    loader = make_loader(Pictures(annotations, transform), batch_size=4, order=order, block=32, num_workers=workers)
+    for number, (samples, targets) in enumerate(loader):
+        for place, target in enumerate(targets):
+            height, width = target["size"].tolist()
+            alone = Pictures(annotations, transform)[4 * number + place][1]["masks"]
+            assert isinstance(target["masks"], np.ndarray)
+            assert target["masks"].shape == (-(-len(target["labels"]) // 8), *samples.tensors.shape[2:])
+            assert np.array_equal(target["masks"][:, :height, :width], alone)
+            assert not target["masks"][:, height:].any()
+            assert not target["masks"][:, :, width:].any()

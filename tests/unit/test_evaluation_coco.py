@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pycocotools import mask as coco_mask
 
-from rfdetr.evaluation.coco import CocoEvaluator, GroundTruth, box_overlaps
+from rfdetr.datasets import rle
+from rfdetr.evaluation.coco import CocoEvaluator, GroundTruth
+from rfdetr.evaluation.overlaps import box_overlaps, mask_overlaps
 
 DATA = Path(__file__).parents[1] / "data" / "evaluation"
 
@@ -29,6 +30,7 @@ def evaluate_recorded(name: str, kind: str, max_dets: int) -> CocoEvaluator:
         boxes_xywh_px=np.array([row["bbox"] for row in objects], dtype=np.float64),
         area=np.array([row["area"] for row in objects], dtype=np.float64),
         crowd=np.array([row["iscrowd"] == 1 for row in objects]),
+        row=np.arange(len(objects)),
         num_images=len(image_ids),
         class_names=[category["name"] for category in recorded["categories"]],
     )
@@ -57,14 +59,14 @@ def add_masks(
     truth_masks: list[dict],
 ) -> None:
     rows = evaluator.truth_rows(image_index)
-    crowd = evaluator.ground_truth.crowd[rows]
-    shape = len(masks), len(rows)
-    iou, plain_iou = (
-        np.reshape(coco_mask.iou(masks, [truth_masks[row] for row in rows], rule), shape)
-        for rule in (crowd.tolist(), [False] * len(rows))
-    )
-    areas = np.array([coco_mask.area(mask) for mask in masks], dtype=np.float64)
-    evaluator.update_overlaps(image_index, scores, labels, areas, iou, plain_iou)
+    truth = evaluator.ground_truth
+    objects = [cut_out(truth_masks[row]) for row in rows]
+    overlaps = mask_overlaps(map(cut_out, masks), labels, objects, truth.label[rows], truth.crowd[rows])
+    evaluator.update_overlaps(image_index, scores, labels, *overlaps)
+
+
+def cut_out(mask: dict) -> rle.Patch:
+    return rle.cut_out(rle.from_text(mask["counts"]), tuple(mask["size"]))
 
 
 def make_truth(boxes_xywh: list, labels: list[int], image_index: list[int], num_images: int, num_classes: int = 2):
@@ -75,6 +77,7 @@ def make_truth(boxes_xywh: list, labels: list[int], image_index: list[int], num_
         boxes_xywh_px=boxes,
         area=boxes[:, 2] * boxes[:, 3],
         crowd=np.zeros(len(boxes), dtype=bool),
+        row=np.arange(len(boxes)),
         num_images=num_images,
         class_names=[f"class_{label}" for label in range(num_classes)],
     )

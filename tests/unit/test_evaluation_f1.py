@@ -62,6 +62,7 @@ def test_sweep_equals_a_naive_loop(seed):
         boxes_xywh_px=boxes,
         area=boxes[:, 2] * boxes[:, 3],
         crowd=rng.random(30) < 0.2,
+        row=np.arange(30),
         num_images=num_images,
         class_names=["a", "b", "never annotated"],
     )

@@ -128,6 +128,8 @@ def adopt(config: ModelConfig, checkpoint: Checkpoint) -> ModelConfig:
     _check_structure(config, {n: v for n, v in changed.items() if n not in adopted}, checkpoint)
     adopted |= {n: checkpoint.settings[n] for n in RESTORED if checkpoint.settings.get(n) is not None}
     adopted["num_classes"] = checkpoint.class_rows - 1
+    if checkpoint.schema:
+        adopted["num_keypoints_per_class"] = checkpoint.schema
     adopted = {name: value for name, value in adopted.items() if not config.is_explicit(name)}
     return config.with_values(_with_position_side(config, adopted))
 
@@ -180,6 +182,4 @@ def _advice(checkpoint: Checkpoint) -> str:
     except ValueError:
         return "No size of this release has this structure"
     right = class_name(key)
-    if VARIANTS[key].task != "detect":
-        return f"It holds {right}, which has no class in this release"
     return f"It holds {right}: use rfdetr.{right}(pretrain_weights=...) or rfdetr.from_checkpoint(...)"

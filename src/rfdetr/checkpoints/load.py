@@ -17,15 +17,20 @@ import torch
 from torch import Tensor
 
 from rfdetr.assets.coco_classes import COCO_CLASS_NAMES
-from rfdetr.checkpoints.names import to_internal, to_published
+from rfdetr.checkpoints.names import KEYPOINT_MASK, to_internal, to_published
 from rfdetr.config import ModelConfig
 from rfdetr.models.backbone import resize_positions
+from rfdetr.models.keypoint_network import schema_masks
+from rfdetr.models.refit import resize_rows
 
 _CLASS_HEADS = ("class_embed.", "transformer.enc_out_class_embed.")
 _QUERY_TABLES = ("refpoint_embed.weight", "query_feat.weight")
 _POSITIONS = "backbone.0.encoder.encoder.embeddings.position_embeddings"
+_KEYPOINT_TABLES = ("transformer.decoder.keypoint_pos_embed",)
+_KEYPOINT_TABLES += tuple(f"transformer.keypoint_query_initializer{kind}.queries" for kind in ("", "_enc"))
 _PATCHES = "backbone.0.encoder.encoder.embeddings.patch_embeddings.projection.weight"
 _ENCODER = "backbone.0.encoder."
+_PROJECTOR, _KEYPOINT_PROJECTOR = "backbone.0.projector.", "backbone.0.cross_attn_projector."
 _ADAPTED = _ENCODER + "base_model.model."
 # Every RF-DETR has these, and their shapes tell most of what it is.
 _ESSENTIAL = ("class_embed.weight", "class_embed.bias", *_QUERY_TABLES, _POSITIONS, _PATCHES)
@@ -55,6 +60,12 @@ class Checkpoint:
     def class_rows(self) -> int:
         """Rows of the class head: one more than there are classes."""
         return len(self.weights["class_embed.bias"])
+
+    @property
+    def schema(self) -> list[int]:
+        """Keypoints of each class; empty for other tasks."""
+        mask = self.weights.get(KEYPOINT_MASK)
+        return [] if mask is None or not mask.any() else mask.sum(1).tolist()
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -195,11 +206,6 @@ def merge_adapters(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return merged
 
 
-def resize_rows(tensor: Tensor, rows: int) -> Tensor:
-    """Cut or cyclically repeat the first axis: new row i is old row i mod the old count."""
-    return tensor[torch.arange(rows, device=tensor.device) % len(tensor)]
-
-
 def fit_queries(table: Tensor, queries: int, groups: int, file_queries: int | None, file_groups: int | None) -> Tensor:
     """Fit a query table (file groups * file queries, X) to (groups * queries, X).
 
@@ -264,6 +270,8 @@ def fit(checkpoint: Checkpoint, config: ModelConfig) -> dict[str, Tensor]:
     if len(weights[_POSITIONS][0]) != 1 + config.positional_encoding_size**2:
         weights[_POSITIONS] = _fit_positions(weights[_POSITIONS], config.positional_encoding_size)
     weights[_PATCHES] = adapt_channels(weights[_PATCHES], config.num_channels)
+    if config.use_grouppose_keypoints:
+        _fit_keypoints(weights, config.num_keypoints_per_class)
     try:
         fitted, unknown = to_internal(weights)
     except ValueError as error:
@@ -271,6 +279,17 @@ def fit(checkpoint: Checkpoint, config: ModelConfig) -> dict[str, Tensor]:
     if unknown:
         _warn_unused(checkpoint.path, unknown)
     return fitted
+
+
+def _fit_keypoints(weights: dict[str, Tensor], schema: list[int]) -> None:
+    """Fit a keypoint network in place to a schema, and files whose boxes and keypoints share a projector."""
+    for name in _KEYPOINT_TABLES:
+        if name in weights:
+            weights[name] = resize_rows(weights[name], sum(schema))
+    weights[KEYPOINT_MASK], weights["transformer.decoder.keypoint_class_mask"] = schema_masks(schema)
+    if not any(name.startswith(_KEYPOINT_PROJECTOR) for name in weights):
+        shared = {name: tensor for name, tensor in weights.items() if name.startswith(_PROJECTOR)}
+        weights |= {_KEYPOINT_PROJECTOR + name.removeprefix(_PROJECTOR): one for name, one in shared.items()}
 
 
 def _warn_unused(path: Path, names: list[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import warnings
 from collections import Counter
@@ -9,6 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
+
+from rfdetr.datasets.geometry import Target
+from rfdetr.datasets.keypoints import KeypointSchema
+from rfdetr.datasets.masks import MaskStack
+from rfdetr.datasets.outlines import Outlines
 
 SPLIT_FOLDERS = {"train": ("train",), "valid": ("valid", "val", "validation"), "test": ("test",)}
 """Folder names of each split; the first that exists wins."""
@@ -27,22 +34,26 @@ class Repair:
 class Categories:
     """The classes of a data set, ascending by their original id.
 
-    A label is the position of the class, or with `raw_ids` the original id itself (the 91-slot head of COCO).
+    A label is the position of the class, or with `raw_ids` the original id itself (the 91-slot head of COCO), or what
+    `slots` says (a keypoint model may want its classes with keypoints at certain labels).
     """
 
     ids: tuple[int, ...]
     names: tuple[str, ...]
     raw_ids: bool = False
+    slots: tuple[int, ...] | None = None
 
     @property
     def labels(self) -> tuple[int, ...]:
         """The label of each class, in the order of `names`."""
+        if self.slots is not None:
+            return self.slots
         return self.ids if self.raw_ids else tuple(range(len(self.ids)))
 
     @property
     def num_classes(self) -> int:
         """Number of classes the head has to know: labels run from 0 to N-1, raw ids from 1 to N."""
-        return max(self.ids) if self.raw_ids else len(self.ids)
+        return max(self.ids) if self.raw_ids else max(self.labels) + 1
 
     def labels_of(self, category_ids: np.ndarray) -> np.ndarray:
         """Label of each original id, (A,) int64 -> (A,) int64; -1 where the id is not a class of this data set."""
@@ -57,7 +68,6 @@ class AnnotationSet:
     """The labels of one split: N pictures, A objects, the objects of picture i in rows offsets[i] to offsets[i+1].
 
     Nothing here is one Python object per picture or object, so loader workers share the memory.
-    Further columns (masks, keypoints) are further arrays with one entry per row.
     """
 
     root: Path
@@ -84,6 +94,12 @@ class AnnotationSet:
     annotation_ids: np.ndarray
     """(A,) int64."""
     normalized: bool = False
+    outlines: Outlines | None = None
+    """The mask of each row, where masks were asked for."""
+    keypoints: np.ndarray | None = None
+    """(A, K, 3) float64 x, y and visibility 0, 1 or 2, where keypoints were asked for; x, y as in `boxes_xyxy`."""
+    schema: KeypointSchema | None = None
+    """What the keypoints are, where they were asked for."""
     repairs: tuple[Repair, ...] = field(default=())
 
     def __len__(self) -> int:
@@ -112,12 +128,18 @@ class AnnotationSet:
         boxes_xyxy = self.boxes_xyxy[self.rows(index)]
         return boxes_xyxy * (width, height, width, height) if self.normalized else boxes_xyxy.copy()
 
-    def target(self, index: int, height: int, width: int) -> dict[str, np.ndarray]:
+    def keypoints_px(self, index: int, height: int, width: int) -> np.ndarray:
+        """Keypoints of all objects of one picture of the given decoded size: (n, K, 3) float64, x and y in pixels."""
+        assert self.keypoints is not None
+        return self.keypoints[self.rows(index)] * ((width, height, 1) if self.normalized else 1)
+
+    def target(self, index: int, height: int, width: int) -> Target:
         """What training sees of one picture: no crowd regions, boxes clamped to the decoded size, empty ones left out.
 
         Returns:
             boxes (n, 4) float32 xyxy pixels, labels (n,) int64, area (n,) float32 square pixels, iscrowd (n,) int64,
-            image_id (1,) int64, orig_size (2,) int64 as height, width.
+            image_id (1,) int64, orig_size (2,) int64 as height, width; where they were read, masks as a `MaskStack` of
+            n and keypoints (n, K, 3) float32 pixels.
         """
         rows = self.rows(index)
         boxes = clamp_boxes(self.boxes_xyxy_px(index, height, width), height, width).astype(np.float32)
@@ -125,7 +147,7 @@ class AnnotationSet:
         boxes = boxes[keep]
         area = self.areas[rows][keep]
         clamped_area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-        return {
+        target: Target = {
             "boxes": boxes,
             "labels": self.labels[rows][keep],
             "area": np.where(np.isnan(area), clamped_area, area).astype(np.float32),
@@ -133,6 +155,12 @@ class AnnotationSet:
             "image_id": self.image_ids[index : index + 1].copy(),
             "orig_size": np.array([height, width], np.int64),
         }
+        if self.outlines is not None:
+            draw = functools.partial(self.outlines.patch, height=height, width=width)
+            target["masks"] = MaskStack(draw, np.flatnonzero(keep) + rows.start, (height, width))
+        if self.keypoints is not None:
+            target["keypoints"] = self.keypoints_px(index, height, width)[keep].astype(np.float32)
+        return target
 
     def warn_about_repairs(self) -> None:
         """One warning for the whole split, with number and first example of each kind."""
@@ -194,6 +222,15 @@ def agree_categories(trained: Categories | None, own: Categories, source: Path) 
         return trained, []
     example = f"{other[0][0]} is '{other[0][1]}' here and '{trained_name[other[0][0]]}' there"
     return trained, [Repair("categories named otherwise in the train split, whose names count", len(other), example)]
+
+
+def picture_size(path: Path) -> tuple[float, float]:
+    """Width and height in the header; endless for a damaged picture, which is reported when it is decoded."""
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except (OSError, Image.DecompressionBombError):
+        return np.inf, np.inf
 
 
 def is_inside(path: Path, folder: Path) -> bool:

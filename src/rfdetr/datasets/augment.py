@@ -14,9 +14,9 @@ from PIL import Image, ImageFilter, ImageOps
 from rfdetr.datasets import geometry
 from rfdetr.datasets.aug_configs import Config, Entry, read_config
 from rfdetr.datasets.geometry import PER_OBJECT, Target, about_centre, rotation, shift_and_scale
+from rfdetr.datasets.masks import HW, MaskStack
 from rfdetr.datasets.transforms import resize, resize_target
 
-HW = tuple[int, int]
 Pair = tuple[float, float]
 Rng = np.random.Generator
 Picture = Image.Image
@@ -289,7 +289,7 @@ def _apply_foreign(entry: Entry, image: np.ndarray, target: Target, rng: Rng, fl
     points = target["keypoints"][..., :2].reshape(-1, 2) if "keypoints" in target else np.zeros((0, 2))
     # Three corners more tell afterwards whether the picture was mirrored.
     points = np.concatenate((points, [[0, 0], [width - 1, 0], [0, height - 1]]))
-    masks = {"masks": list(target["masks"].view(np.uint8))} if "masks" in target and count else {}
+    masks = {"masks": list(target["masks"].dense().view(np.uint8))} if "masks" in target and count else {}
     rows, marks = list(range(count)), list(range(len(points)))
     out = compose(image=image, bboxes=target["boxes"], rows=rows, keypoints=points, marks=marks, **masks)
     rows, boxes = np.array(out["rows"], int), np.array(out["bboxes"], np.float32).reshape(-1, 4)
@@ -298,8 +298,8 @@ def _apply_foreign(entry: Entry, image: np.ndarray, target: Target, rng: Rng, fl
     area = np.where(unmoved, moved["area"], (boxes[:, 2:] - boxes[:, :2]).prod(axis=1))
     new_hw = out["image"].shape[:2]
     moved |= {"boxes": boxes, "area": area.astype(np.float32), "size": np.array(new_hw, np.int64)}
-    if masks:
-        moved["masks"] = np.stack(out["masks"])[rows].astype(bool)
+    if "masks" in target:
+        moved["masks"] = MaskStack.of(np.reshape(out.get("masks", ()), (-1, *new_hw))[rows].astype(bool))
     if "keypoints" in target:
         # Some classes lose points; those are nowhere.
         xy = np.full((len(points), 2), np.nan, np.float32)

@@ -44,7 +44,10 @@ Batch = tuple[NestedTensor, list[dict[str, Any]]]
 
 
 def collate(samples: list[Sample], block: int = 1) -> Batch:
-    """Stack pictures (H, W, C); different sizes are padded at the bottom and right to a multiple of `block`."""
+    """Stack pictures (H, W, C); different sizes are padded at the bottom and right to a multiple of `block`.
+
+    Masks (planes, H, W) of the targets are padded like their pictures.
+    """
     # Resized pictures lie plane by plane in memory, so this order is the one that costs no copy.
     images = [torch.from_numpy(image).permute(2, 0, 1) for image, _ in samples]
     # Arrays, not tensors: each tensor that leaves a loading process costs a shared memory file.
@@ -57,7 +60,14 @@ def collate(samples: list[Sample], block: int = 1) -> Batch:
     for place, free, image in zip(padded, mask, images, strict=True):
         place[:, : image.shape[1], : image.shape[2]] = image
         free[: image.shape[1], : image.shape[2]] = False
-    return NestedTensor(padded, mask), targets
+    return NestedTensor(padded, mask), [_padded(target, height, width) for target in targets]
+
+
+def _padded(target: dict[str, np.ndarray], height: int, width: int) -> dict[str, np.ndarray]:
+    if "masks" not in target:
+        return target
+    rest = [(0, 0), *((0, side - own) for side, own in zip((height, width), target["masks"].shape[1:], strict=True))]
+    return {**target, "masks": np.pad(target["masks"], rest)}
 
 
 def split(batch: Batch, parts: int) -> Iterator[Batch]:

@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 
 from rfdetr.config import ModelConfig, TrainConfig
 from rfdetr.datasets.annotations import AnnotationSet
-from rfdetr.datasets.augment import build_augmentations
+from rfdetr.datasets.augment import Augment, build_augmentations
 from rfdetr.datasets.loader import EvalOrder, Pictures, TrainOrder, make_loader
 from rfdetr.datasets.transforms import EvalTransform, TrainTransform, multi_scale_sizes
 
@@ -22,10 +22,21 @@ def build_train_loader(
         sizes = multi_scale_sizes(model.resolution, model.block_size, config.expanded_scales)
         # By batch, all pictures come at the largest size and the step shrinks them.
         sizes = sizes if config.multi_scale == "per-sample" else sizes[-1:]
-    augment = build_augmentations(config.aug_config)
+    augment = augmentations(config, annotations)
     transform = TrainTransform(tuple(sizes), config.square_resize_div_64, config.scale_jitter, augment)
     pictures = Pictures(annotations, transform, order.seed)
     return make_loader(pictures, batch_size=order.effective, order=order, **_shared(config, model, on_cuda))
+
+
+def augmentations(config: TrainConfig, annotations: AnnotationSet) -> Augment:
+    """The augmentations of a run, which swap keypoints as the configuration says, or else the data set."""
+    schema = annotations.schema
+    if schema is None:
+        return build_augmentations(config.aug_config)
+    pairs, count = config.keypoint_flip_pairs or schema.flip_pairs, max(schema.counts)
+    if max(pairs, default=0) >= count:
+        raise ValueError(f"keypoint_flip_pairs={pairs}: the keypoints of {annotations.source} are 0 to {count - 1}")
+    return build_augmentations(config.aug_config, pairs, has_keypoints=True)
 
 
 def build_eval_loader(

@@ -1,18 +1,18 @@
-"""COCO JSON to an AnnotationSet: categories, pictures and boxes of one file, checked once."""
+"""COCO JSON to an AnnotationSet: pictures and objects of one file, checked once."""
 
 from __future__ import annotations
 
 import gc
 import json
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from rfdetr.datasets.annotations import (
     AnnotationSet,
@@ -22,9 +22,13 @@ from rfdetr.datasets.annotations import (
     has_extent,
     is_inside,
     pack_names,
+    picture_size,
     require_pictures,
     row_offsets,
 )
+from rfdetr.datasets.categories import as_keys, category_entries, read_categories, where
+from rfdetr.datasets.coco_tasks import Segmentations, read_keypoints
+from rfdetr.datasets.keypoints import KeypointSchema, Wanted, coco_schema
 
 
 def read_coco(
@@ -34,23 +38,26 @@ def read_coco(
     raw_ids: bool = False,
     *,
     data_root: Path | None = None,
+    masks: bool = False,
+    keypoints: bool = False,
+    schema: Wanted = None,
 ) -> AnnotationSet:
-    """Read one COCO detection file; pictures come sorted by id.
+    """Read one COCO file; pictures come sorted by id.
 
     Args:
         image_root: folder the `file_name` entries are relative to.
         categories: mapping of the train split, for valid and test. None: made from this file.
-        raw_ids: labels are the category ids as written, instead of 0..N-1.
+        raw_ids: labels are the category ids as written, instead of 0..N-1; not with keypoints.
         data_root: folder no `file_name` may leave; None: `image_root`.
+        masks, keypoints, schema: see `layout.read_split`.
     """
-    document = _load(annotation_file)
-    image_ids, names, lookup = _read_images(document, annotation_file)
-    _check_inside(names, image_root, data_root or image_root, annotation_file)
-    require_pictures(image_root, names, annotation_file)
-
+    segmentations = Segmentations(annotation_file)
+    document = _load(annotation_file, segmentations.collect if masks else _without_outline)
+    image_ids, names, lookup = _read_images(document, annotation_file, image_root, data_root or image_root)
     annotations, image_index, repairs = _known_annotations(document, lookup, annotation_file)
-    own_categories = read_categories(document, annotation_file, raw_ids)
-    categories, category_repairs = agree_categories(categories, own_categories, annotation_file)
+    own = read_categories(document, annotation_file, raw_ids and not keypoints)
+    own, points = _with_keypoints(own, document, categories, schema, annotation_file) if keypoints else (own, None)
+    categories, category_repairs = agree_categories(categories, own, annotation_file)
     boxes_xyxy = _read_boxes(annotations, annotation_file)
     labels = _read_labels(annotations, categories, annotation_file)
     crowd = np.array([annotation.get("iscrowd") in (1, "1") for annotation in annotations], bool)
@@ -62,7 +69,7 @@ def read_coco(
     rank = np.argsort(image_order, kind="stable")
     rows = np.argsort(rank[image_index], kind="stable")
     name_bytes, name_offsets = pack_names([names[i] for i in image_order])
-    return AnnotationSet(
+    read = AnnotationSet(
         root=image_root,
         source=annotation_file,
         categories=categories,
@@ -77,21 +84,39 @@ def read_coco(
         annotation_ids=_annotation_ids(annotations)[rows],
         repairs=tuple(repairs),
     )
+    if points is not None:
+        places = read_keypoints(annotations, labels, points, annotation_file)
+        return replace(read, keypoints=places[rows], schema=points)
+    if masks:
+        outlines, found = segmentations.outlines(annotations, image_index, [image_root / name for name in names], crowd)
+        return replace(read, outlines=outlines.take(rows), repairs=(*read.repairs, *found))
+    return read
 
 
-def _load(file: Path) -> dict[str, Any]:
-    """The parsed file, without outlines: they take most of the memory and boxes do not need them."""
+def _with_keypoints(
+    own: Categories, document: dict[str, Any], trained: Categories | None, schema: Wanted, file: Path
+) -> tuple[Categories, KeypointSchema]:
+    """The schema of the train split where it is given, or that of the document and the labels that follow from it."""
+    if trained is not None and isinstance(schema, KeypointSchema):
+        return own, schema
+    found, slots = coco_schema(category_entries(document, own), schema, file)
+    return replace(own, slots=slots), found
 
-    def without_outline(entry: dict[str, Any]) -> dict[str, Any]:
-        entry.pop("segmentation", None)
-        return entry
 
+def _without_outline(entry: dict[str, Any]) -> dict[str, Any]:
+    """Outlines take most of the memory, and boxes do not need them."""
+    entry.pop("segmentation", None)
+    return entry
+
+
+def _load(file: Path, object_hook: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any]:
+    """The parsed file; ValueError if it is none of COCO's."""
     try:
         with _paused_garbage_collection():
-            document = json.loads(file.read_bytes().decode("utf-8-sig"), object_hook=without_outline)
+            document = json.loads(file.read_bytes().decode("utf-8-sig"), object_hook=object_hook)
     except FileNotFoundError:
         raise FileNotFoundError(f"annotation file {file} does not exist") from None
-    except ValueError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{file} is not valid JSON in UTF-8: {error}") from None
     if not isinstance(document, dict):
         raise ValueError(
@@ -125,12 +150,14 @@ def _check_list(entries: Any, key: str, file: Path) -> None:
         raise ValueError(f"{file}: entry {position} of '{key}' is {entries[position]!r}; it has to be an object")
 
 
-def _read_images(document: dict[str, Any], file: Path) -> tuple[np.ndarray, list[str], dict[Any, int]]:
+def _read_images(
+    document: dict[str, Any], file: Path, image_root: Path, data_root: Path
+) -> tuple[np.ndarray, list[str], dict[Any, int]]:
     """Ids (N,) int64 and names in file order, and the position of each id as annotations spell it."""
     images = document.get("images")
     if not images:
         raise ValueError(f"{file}: 'images' is missing or empty; a split needs at least one picture")
-    keys = _as_keys([image.get("id") for image in images])
+    keys = as_keys([image.get("id") for image in images])
     lookup = {key: position for position, key in enumerate(keys)}
     if None in lookup:
         raise ValueError(
@@ -143,23 +170,11 @@ def _read_images(document: dict[str, Any], file: Path) -> tuple[np.ndarray, list
     for key, name in zip(keys, names, strict=True):
         if not isinstance(name, str) or not name:
             raise ValueError(f"{file}: image id {key} has file_name {name!r}; it has to name the picture file")
+    _check_inside(names, image_root, data_root, file)
+    require_pictures(image_root, names, file)
     # Ids that are texts have no number of their own.
     are_numbers = all(type(key) is int and abs(key) < 2**63 for key in keys)
     return np.array(keys if are_numbers else range(len(keys)), np.int64), names, lookup
-
-
-def _as_keys(values: list[Any]) -> list[Any]:
-    """Ids that compare equal where they mean the same: 7, 7.0 and "7" are 7; None where there is no usable id."""
-    return values if set(map(type, values)) <= {int} else [_as_key(value) for value in values]
-
-
-def _as_key(value: Any) -> int | str | None:
-    if isinstance(value, str):
-        digits = value.removeprefix("-")
-        return int(value) if digits.isdecimal() and str(int(value)) == value else value
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    return value if type(value) is int else None
 
 
 def _check_inside(names: list[str], image_root: Path, data_root: Path, file: Path) -> None:
@@ -179,53 +194,14 @@ def _known_annotations(
     if annotations is None:
         repair = Repair("no 'annotations' list, all pictures are background", len(lookup), file.name)
         return [], np.zeros(0, np.int64), [repair]
-    keys = _as_keys([annotation.get("image_id") for annotation in annotations])
+    keys = as_keys([annotation.get("image_id") for annotation in annotations])
     image_index = np.array([lookup.get(key, -1) for key in keys], np.int64)
     unknown = np.flatnonzero(image_index < 0)
     if not len(unknown):
         return annotations, image_index, []
-    repair = Repair("annotations of unknown images, ignored", len(unknown), _where(annotations[unknown[0]]))
+    repair = Repair("annotations of unknown images, ignored", len(unknown), where(annotations[unknown[0]]))
     known = np.flatnonzero(image_index >= 0)
     return [annotations[i] for i in known], image_index[known], [repair]
-
-
-def read_categories(document: dict[str, Any], file: Path, raw_ids: bool = False) -> Categories:
-    """Classes of one COCO document by ascending id.
-
-    Entries that only group others and are never used get no label: Roboflow writes such a root with id 0.
-    """
-    entries = document.get("categories")
-    if not entries:
-        raise ValueError(f"{file}: 'categories' is missing or empty; without it the classes are unknown")
-    by_id: dict[int, dict[str, Any]] = {}
-    for position, entry in enumerate(entries):
-        category_id = _as_key(entry.get("id"))
-        if not isinstance(category_id, int):
-            raise ValueError(
-                f"{file}: entry {position} of 'categories' has id {entry.get('id')!r}; it has to be a number"
-            )
-        if entry.get("name") in (None, ""):
-            raise ValueError(f"{file}: category {category_id} has no 'name'; every category needs an id and a name")
-        if category_id in by_id:
-            raise ValueError(f"{file}: category id {category_id} is given twice; ids have to be unique")
-        by_id[category_id] = entry
-    kept = sorted(by_id) if raw_ids else _without_groups(by_id, document)
-    return Categories(tuple(kept), tuple(str(by_id[i]["name"]) for i in kept), raw_ids)
-
-
-def _without_groups(by_id: dict[int, dict[str, Any]], document: dict[str, Any]) -> list[int]:
-    """Ascending ids of the categories that are used or that no other category names as its supercategory."""
-    parents = Counter(str(entry.get("supercategory")) for entry in by_id.values())
-    for nothing in ("", "none", "null", "None"):
-        parents.pop(nothing, None)
-    used = set(_as_keys([annotation.get("category_id") for annotation in document.get("annotations") or ()]))
-
-    def only_groups(category_id: int) -> bool:
-        name, parent = str(by_id[category_id]["name"]), str(by_id[category_id].get("supercategory"))
-        return parents[name] > (parent == name) and category_id not in used
-
-    ids = sorted(by_id)
-    return [i for i in ids if not only_groups(i)] or ids
 
 
 def _read_boxes(annotations: list[dict[str, Any]], file: Path) -> np.ndarray:
@@ -254,23 +230,19 @@ def _first_bad_box(annotations: list[dict[str, Any]], file: Path) -> str:
             pass
         break
     given = repr(annotation.get("bbox"))
-    return f"{file}: {_where(annotation)} has bbox {given}; it has to be four finite numbers x, y, width, height"
-
-
-def _where(annotation: dict[str, Any]) -> str:
-    return f"annotation {annotation.get('id')} of image {annotation.get('image_id')}"
+    return f"{file}: {where(annotation)} has bbox {given}; it has to be four finite numbers x, y, width, height"
 
 
 def _read_labels(annotations: list[dict[str, Any]], categories: Categories, file: Path) -> np.ndarray:
     """(A,) int64."""
-    keys = _as_keys([annotation.get("category_id") for annotation in annotations])
+    keys = as_keys([annotation.get("category_id") for annotation in annotations])
     no_class = min(categories.ids) - 1
     labels = categories.labels_of(np.array([key if isinstance(key, int) else no_class for key in keys], np.int64))
     unknown = np.flatnonzero(labels < 0)
     if len(unknown):
         annotation = annotations[unknown[0]]
         raise ValueError(
-            f"{file}: {_where(annotation)} has category_id {annotation.get('category_id')!r} ({len(unknown)} such "
+            f"{file}: {where(annotation)} has category_id {annotation.get('category_id')!r} ({len(unknown)} such "
             f"annotations), which is not a class of this data set; its classes are {_preview(categories)}"
         )
     return labels
@@ -290,14 +262,14 @@ def _read_areas(annotations: list[dict[str, Any]], file: Path) -> np.ndarray:
         bad = next(
             annotation for annotation in annotations if not isinstance(annotation.get("area"), int | float | None)
         )
-        raise ValueError(f"{file}: {_where(bad)} has area {bad['area']!r}; it has to be a number") from None
+        raise ValueError(f"{file}: {where(bad)} has area {bad['area']!r}; it has to be a number") from None
     areas[~(np.isfinite(areas) & (areas >= 0))] = np.nan
     return areas
 
 
 def _annotation_ids(annotations: list[dict[str, Any]]) -> np.ndarray:
     """(A,) int64; counted from 1 where the file has texts, gaps or numbers that do not fit."""
-    ids = _as_keys([annotation.get("id") for annotation in annotations])
+    ids = as_keys([annotation.get("id") for annotation in annotations])
     if all(type(key) is int and abs(key) < 2**63 for key in ids):
         return np.array(ids, np.int64)
     return np.arange(1, len(ids) + 1)
@@ -316,22 +288,13 @@ def _outside(
     outside = (x1 <= 0) | (y1 <= 0)
     suspect = ~outside & ((x0 >= widths[image_index]) | (y0 >= heights[image_index]))
     for index in np.unique(image_index[suspect]):
-        widths[index], heights[index] = _picture_size(image_root / names[index])
+        widths[index], heights[index] = picture_size(image_root / names[index])
     return outside | (x0 >= widths[image_index]) | (y0 >= heights[image_index])
 
 
 def _length(value: Any) -> float:
     """A length that is not given is 0, which makes every box a suspect."""
     return value if type(value) in (int, float) else 0
-
-
-def _picture_size(path: Path) -> tuple[float, float]:
-    """Width and height in the header; endless for a damaged picture, which is reported when it is decoded."""
-    try:
-        with Image.open(path) as image:
-            return image.size
-    except (OSError, Image.DecompressionBombError):
-        return np.inf, np.inf
 
 
 def _box_repairs(
@@ -344,5 +307,5 @@ def _box_repairs(
         ("boxes fully outside the picture, left out", np.flatnonzero(outside & ~empty & ~crowd)),
     ):
         if len(rows):
-            found.append(Repair(kind, len(rows), _where(annotations[rows[0]])))
+            found.append(Repair(kind, len(rows), where(annotations[rows[0]])))
     return found

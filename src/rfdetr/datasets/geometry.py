@@ -7,13 +7,15 @@ Boxes are such coordinates; a keypoint (x, y) counts pixels and lies in the midd
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-Target = dict[str, np.ndarray]
+# Arrays, but for masks, which are a `MaskStack`.
+Target = dict[str, Any]
 
 # Fields of a target with one entry per object.
 PER_OBJECT = ("boxes", "labels", "area", "iscrowd", "masks", "keypoints")
@@ -69,19 +71,6 @@ def warp_image(image: np.ndarray, matrix: np.ndarray, hw: tuple[int, int], fill:
     return np.array(_resample(picture, np.linalg.inv(matrix), hw, Image.Resampling.BILINEAR, fill))
 
 
-def warp_masks(masks: np.ndarray, matrix: np.ndarray, hw: tuple[int, int], sample: float = 0.5) -> np.ndarray:
-    """Masks (N, H, W) bool after a change: the nearest pixel; False outside. `sample`: see `warp_target`."""
-    if _moves_whole_pixels(matrix):
-        return _copy(torch.from_numpy(masks), matrix, hw, fill=(0,)).numpy()
-    # Pillow asks for the middle of each new pixel. The small part keeps positions on an edge on their side of it.
-    inverse = np.linalg.inv(matrix) @ shift_and_scale(sample - 0.5 + 1e-6, sample - 0.5 + 1e-6)
-    moved = np.empty((len(masks), *hw), bool)
-    for mask, place in zip(masks, moved, strict=True):
-        picture = Image.fromarray(mask.view(np.uint8))
-        place[:] = _resample(picture, inverse, hw, Image.Resampling.NEAREST, None)
-    return moved
-
-
 def warp_target(
     target: Target,
     matrix: np.ndarray,
@@ -107,11 +96,11 @@ def warp_target(
     size = boxes[:, 2:] - boxes[:, :2]
     scale = abs(matrix[0, 0] * matrix[1, 1] - matrix[0, 1] * matrix[1, 0])
     area = target["area"] * np.float32(scale) if whole else size.prod(1).astype(np.float32)
-    moved = {**target, "boxes": boxes, "area": area, "size": np.array(hw, np.int64)}
+    moved: Target = {**target, "boxes": boxes, "area": area, "size": np.array(hw, np.int64)}
     if not whole and not (keep := (size > 0).all(1)).all():
         moved = {key: value[keep] if key in PER_OBJECT else value for key, value in moved.items()}
     if "masks" in moved:
-        moved["masks"] = warp_masks(moved["masks"], matrix, hw, sample)
+        moved["masks"] = moved["masks"].warped(matrix, hw, sample)
     if "keypoints" in moved:
         # A resize scales keypoints as it does boxes, so that they stay inside.
         half = np.float32(0 if np.array_equal(matrix, np.diag(np.diag(matrix))) else 0.5)

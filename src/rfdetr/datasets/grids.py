@@ -24,8 +24,8 @@ def save_grid(samples: Tensor, targets: list[dict[str, Any]], class_names: list[
 
     Args:
         samples: (B, 3, H, W) normalised floats.
-        targets: boxes (N, 4) relative cxcywh, labels (N,), and if present masks (N, h, w) and relative keypoints
-            (N, K, 3), as arrays or tensors.
+        targets: boxes (N, 4) relative cxcywh, labels (N,), and if present packed masks (ceil(N / 8), h, w) and relative
+            keypoints (N, K, 3), as arrays or tensors.
         class_names: the name of each label; a label beyond them is written as its number.
     """
     count = min(len(samples), MAX_PICTURES)
@@ -51,7 +51,7 @@ def _draw(tile: Image.Image, target: dict[str, np.ndarray], class_names: list[st
     for index, (box, label) in enumerate(zip(target["boxes"], target["labels"].tolist(), strict=True)):
         colour = _colour(label)
         if "masks" in target:
-            mask = Image.fromarray(target["masks"][index].astype(np.uint8) * 100).resize(tile.size)
+            mask = Image.fromarray((target["masks"][index // 8] >> index % 8 & 1) * np.uint8(100)).resize(tile.size)
             tile.paste(colour, mask=mask)
         centre, extent = box[:2] * size, box[2:] * size
         (left, top), (right, bottom) = (centre - extent / 2).tolist(), (centre + extent / 2).tolist()

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from rfdetr.datasets.annotations import SPLIT_FOLDERS, AnnotationSet, Categories, Repair
 from rfdetr.datasets.coco import read_coco
+from rfdetr.datasets.keypoints import Wanted
 from rfdetr.datasets.yolo import YAML_NAMES, find_yaml, find_yolo_split, read_yolo
 
 DATASET_FILES = ("roboflow", "coco", "yolo")
 ROBOFLOW_FILE = "_annotations.coco.json"
+COCO_FILES = ("instances", "person_keypoints")
 COCO_PREFIXES = {"train": "train", "valid": "val", "test": "test"}
 
 
@@ -32,21 +35,32 @@ def detect_format(root: Path, dataset_file: str = "roboflow") -> str:
     )
 
 
-def has_split(root: Path, split: str, dataset_file: str = "roboflow") -> bool:
+def has_split(root: Path, split: str, dataset_file: str = "roboflow", keypoints: bool = False) -> bool:
     """Whether the data set has the split ("train", "valid" or "test")."""
     if detect_format(root, dataset_file) == "yolo":
         return bool(find_yolo_split(_existing(root, dataset_file), _known(split)))
-    return find_coco_split(root, split, dataset_file) is not None
+    return find_coco_split(root, split, dataset_file, keypoints) is not None
 
 
-def find_coco_split(root: Path, split: str, dataset_file: str = "roboflow") -> tuple[Path, Path] | None:
+def find_coco_split(
+    root: Path, split: str, dataset_file: str = "roboflow", keypoints: bool = False
+) -> tuple[Path, Path] | None:
     """Annotation file and picture folder of a split in COCO format, None if there is no such split."""
     root = _existing(root, dataset_file)
-    return _find_coco_tree(root, _known(split)) if dataset_file == "coco" else _find_roboflow(root, _known(split))
+    if dataset_file == "coco":
+        return _find_coco_tree(root, _known(split), COCO_FILES[keypoints])
+    return _find_roboflow(root, _known(split))
 
 
 def read_split(
-    root: Path, split: str, dataset_file: str = "roboflow", categories: Categories | None = None
+    root: Path,
+    split: str,
+    dataset_file: str = "roboflow",
+    categories: Categories | None = None,
+    *,
+    masks: bool = False,
+    keypoints: bool = False,
+    schema: Wanted = None,
 ) -> AnnotationSet:
     """Read one split and warn once about what was repaired in it.
 
@@ -54,22 +68,34 @@ def read_split(
         split: "train", "valid" (folders `val` and `validation` count too) or "test".
         dataset_file: "roboflow" (the folder decides), "coco" (original COCO tree, labels are raw ids) or "yolo".
         categories: those of the train split, whose labels valid and test have to share. None: made from this split.
+        masks: read the outlines of the objects.
+        keypoints: read keypoints; labels are then those of `schema`, or count from 0.
+        schema: that of the train split together with its categories, or the number of keypoints by label that the data
+            must fit. None: what the data has.
 
     Raises:
         FileNotFoundError: the split, its annotation file or a picture does not exist.
-        ValueError: the annotations are broken.
+        ValueError: the annotations are broken, or without what was asked for.
     """
+    if masks and keypoints:
+        raise ValueError("masks and keypoints cannot be read together; no model predicts both")
     root = _existing(root, dataset_file)
+    asked: Any = {"masks": masks, "keypoints": keypoints, "schema": schema}
     if detect_format(root, dataset_file) == "yolo":
-        annotations = _with_names(read_yolo(root, _known(split)), categories)
+        annotations = _with_names(read_yolo(root, _known(split), **asked), categories)
     else:
-        found = find_coco_split(root, split, dataset_file)
+        found = find_coco_split(root, split, dataset_file, keypoints)
         if found is None:
-            raise FileNotFoundError(_missing_split(root, split, dataset_file))
-        annotations = read_coco(*found, categories, raw_ids=dataset_file == "coco", data_root=root)
+            raise FileNotFoundError(_missing_split(root, split, dataset_file, keypoints))
+        annotations = read_coco(*found, categories, raw_ids=dataset_file == "coco", data_root=root, **asked)
     if split == "train" and not len(annotations.labels):
         repair = Repair("train split without any object", 1, f"{len(annotations)} background pictures")
         annotations = replace(annotations, repairs=(*annotations.repairs, repair))
+    elif split == "train" and annotations.outlines is not None and not annotations.outlines.exist.any():
+        raise ValueError(
+            f"{annotations.source}: not one of its {len(annotations.labels)} objects has a segmentation; masks cannot "
+            "be learnt from boxes alone, so add outlines or train a detection model"
+        )
     annotations.warn_about_repairs()
     return annotations
 
@@ -94,11 +120,11 @@ def _find_roboflow(root: Path, split: str) -> tuple[Path, Path] | None:
     return next(((folder / ROBOFLOW_FILE, folder) for folder in folders if (folder / ROBOFLOW_FILE).is_file()), None)
 
 
-def _find_coco_tree(root: Path, split: str) -> tuple[Path, Path] | None:
-    """annotations/instances_<name>.json with the pictures in <name>/ or images/<name>/, as in train2017."""
+def _find_coco_tree(root: Path, split: str, kind: str) -> tuple[Path, Path] | None:
+    """annotations/<kind>_<name>.json with the pictures in <name>/ or images/<name>/, as in train2017."""
     prefix = COCO_PREFIXES[split]
-    files = sorted((root / "annotations").glob(f"instances_{prefix}*.json"))
-    original = [file for file in files if file.stem == f"instances_{prefix}2017"]
+    files = sorted((root / "annotations").glob(f"{kind}_{prefix}*.json"))
+    original = [file for file in files if file.stem == f"{kind}_{prefix}2017"]
     if len(files) > 1 and not original:
         raise ValueError(f"several annotation files for the {split} split: {', '.join(map(str, files))}; keep one")
     info = root / "annotations" / "image_info_test-dev2017.json"
@@ -107,7 +133,7 @@ def _find_coco_tree(root: Path, split: str) -> tuple[Path, Path] | None:
     if not files:
         return None
     file = (original or files)[0]
-    name = file.stem.removeprefix("instances_")
+    name = file.stem.removeprefix(f"{kind}_")
     places = [root / name, root / "images" / name, root / split]
     return file, next((place for place in places if place.is_dir()), places[0])
 
@@ -122,9 +148,9 @@ def _with_names(annotations: AnnotationSet, categories: Categories | None) -> An
     return annotations
 
 
-def _missing_split(root: Path, split: str, dataset_file: str) -> str:
+def _missing_split(root: Path, split: str, dataset_file: str, keypoints: bool) -> str:
     if dataset_file == "coco":
-        expected = str(root / "annotations" / f"instances_{COCO_PREFIXES[split]}2017.json")
+        expected = str(root / "annotations" / f"{COCO_FILES[keypoints]}_{COCO_PREFIXES[split]}2017.json")
     else:
         expected = " or ".join(str(root / name / ROBOFLOW_FILE) for name in SPLIT_FOLDERS[split])
     return f"the data set has no {split} split: looked for {expected}, found {_contents(root)} in {root}"

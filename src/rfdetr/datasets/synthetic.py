@@ -12,16 +12,23 @@ from PIL import Image, ImageDraw
 
 SHAPES = ("circle", "square", "triangle", "star")
 # Middle of the hues of each shape, in turns: as with road signs, colour and outline go together.
-HUES = {"circle": 0.0, "square": 0.6, "triangle": 0.15, "star": 0.35}
+HUES = {"circle": 0.0, "square": 0.6, "triangle": 0.15, "star": 0.35, "dart": 0.6}
+# Shapes whose corners are keypoints: their names in the order of the outline, and the lines between them from 1 on.
+KEYPOINTS = {"dart": (("nose", "right_wing", "tail", "left_wing"), ((1, 2), (2, 3), (3, 4), (4, 1)))}
+# Corners of a dart that points to the right: their angles in turns, and their distances from the middle.
+_DART = np.array([0.0, 0.39, 0.5, 0.61]), np.array([1.0, 0.9, 0.35, 0.9])
 # Pictures are drawn larger and reduced, which smooths the edges.
 _OVERSAMPLE = 3
 
 
 def outline(shape: str, centre: tuple[float, float], radius: float, angle: float) -> np.ndarray:
     """Corner points (n, 2) in pixels of a shape whose points lie at most `radius` from its centre."""
-    corners = {"circle": 32, "square": 4, "triangle": 3, "star": 10}[shape]
-    turn = angle + np.arange(corners) * (2 * np.pi / corners)
-    reach = np.where(np.arange(corners) % 2, 0.45, 1.0) if shape == "star" else np.ones(corners)
+    if shape == "dart":
+        turn, reach = angle + 2 * np.pi * _DART[0], _DART[1]
+    else:
+        corners = {"circle": 32, "square": 4, "triangle": 3, "star": 10}[shape]
+        turn = angle + np.arange(corners) * (2 * np.pi / corners)
+        reach = np.where(np.arange(corners) % 2, 0.45, 1.0) if shape == "star" else np.ones(corners)
     return np.array(centre) + radius * reach[:, None] * np.stack((np.cos(turn), np.sin(turn)), axis=1)
 
 
@@ -97,19 +104,29 @@ def draw_dataset(
             name = f"{split}_{index:05d}{suffix}"
             picture.save(target / name, quality=92)
             images.append({"id": index + 1, "file_name": name, "height": hw[0], "width": hw[1]})
-            annotations += [_annotation(index + 1, label, points) for label, points in objects]
+            annotations += [
+                _annotation(index + 1, label, points, shapes[label] in KEYPOINTS) for label, points in objects
+            ]
         for annotation_id, annotation in enumerate(annotations, 1):
             annotation["id"] = annotation_id
-        categories = [{"id": i, "name": name, "supercategory": "shape"} for i, name in enumerate(shapes, 1)]
+        categories = [_category(i, name) for i, name in enumerate(shapes, 1)]
         document = {"images": images, "annotations": annotations, "categories": categories}
         (target / "_annotations.coco.json").write_text(json.dumps(document), encoding="utf-8")
     return folder
 
 
-def _annotation(image_id: int, label: int, points: np.ndarray) -> dict[str, object]:
+def _category(category_id: int, name: str) -> dict[str, object]:
+    names, lines = KEYPOINTS.get(name, ((), ()))
+    keypoints = {"keypoints": names, "skeleton": lines} if names else {}
+    return {"id": category_id, "name": name, "supercategory": "shape", **keypoints}
+
+
+def _annotation(image_id: int, label: int, points: np.ndarray, has_keypoints: bool) -> dict[str, object]:
     low, high = points.min(0), points.max(0)
     x, y = points.T
     area = 0.5 * abs(float(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1))))
+    seen = [round(float(v), 2) for x, y in points for v in (x, y, 2)]
+    keypoints = {"keypoints": seen, "num_keypoints": len(points)} if has_keypoints else {}
     return {
         "image_id": image_id,
         "category_id": label + 1,
@@ -117,4 +134,5 @@ def _annotation(image_id: int, label: int, points: np.ndarray) -> dict[str, obje
         "area": round(area, 3),
         "iscrowd": 0,
         "segmentation": [[round(float(v), 2) for v in points.reshape(-1)]],
+        **keypoints,
     }

@@ -55,11 +55,16 @@ def mirror_target(target: Target, width: int, flip_pairs: Sequence[int] = ()) ->
 
 
 def to_relative(target: Target) -> Target:
-    """Boxes as relative cxcywh, the form the network learns."""
+    """The form the network learns: boxes as relative cxcywh, keypoints relative, masks packed (ceil(N / 8), H, W)."""
     height, width = target["size"]
     boxes = target["boxes"]
     joined = np.concatenate(((boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]), axis=1)
-    return {**target, "boxes": (joined / np.array([width, height, width, height])).astype(np.float32)}
+    relative = {**target, "boxes": (joined / np.array([width, height, width, height])).astype(np.float32)}
+    if "keypoints" in target:
+        relative["keypoints"] = (target["keypoints"] / np.array([width, height, 1])).astype(np.float32)
+    if "masks" in target:
+        relative["masks"] = target["masks"].packed()
+    return relative
 
 
 def normalise(images: Tensor) -> Tensor:

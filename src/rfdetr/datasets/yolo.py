@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from array import array
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,11 @@ from rfdetr.datasets.annotations import (
     require_pictures,
     row_offsets,
 )
+from rfdetr.datasets.keypoints import Wanted, keypoint_shape, yolo_schema
+from rfdetr.datasets.yolo_labels import LabelRows, read_text
 
 YAML_NAMES = ("data.yaml", "data.yml")
 PICTURE_SUFFIXES = (".bmp", ".dng", ".jpg", ".jpeg", ".mpo", ".png", ".tif", ".tiff", ".webp")
-LARGEST_FRACTION = 1.5  # objects may reach over the border; anything beyond this was written in pixels
 
 _logger = logging.getLogger(__name__)
 
@@ -44,10 +45,21 @@ def find_yolo_split(root: Path, split: str) -> list[Path]:
     return _find_sources(root, split, _load_yaml(yaml_file)) if yaml_file else []
 
 
-def read_yolo(root: Path, split: str) -> AnnotationSet:
-    """Read the boxes of one split ("train", "valid" or "test"); pictures come sorted by path, ids count from 0.
+def read_yolo(
+    root: Path,
+    split: str,
+    *,
+    masks: bool = False,
+    keypoints: bool = False,
+    schema: Wanted = None,
+) -> AnnotationSet:
+    """Read one split ("train", "valid" or "test"); pictures come sorted by path, ids count from 0.
 
-    A polygon counts as the box around it. Boxes stay fractions of the picture, so that no picture has to be opened.
+    The box of a polygon is the one around it, the outline of a box is the box. Both stay fractions of the picture, so
+    that no picture has to be opened.
+
+    Args:
+        masks, keypoints, schema: see `layout.read_split`.
     """
     root = root.resolve()
     yaml_file = find_yaml(root)
@@ -55,34 +67,39 @@ def read_yolo(root: Path, split: str) -> AnnotationSet:
         raise FileNotFoundError(f"{root} has no {YAML_NAMES[0]} or {YAML_NAMES[1]}; a YOLO data set needs one")
     settings = _load_yaml(yaml_file)
     names = _read_names(settings, yaml_file)
-    sources = _find_sources(root, split, settings)
-    if not sources:
-        raise FileNotFoundError(f"{yaml_file}: no pictures for the {split} split; {_expected(split, settings)}")
-
-    pairs, repairs = _collect(sources, root)
-    if not pairs:
-        raise ValueError(f"{yaml_file}: the {split} split is empty; no pictures in {', '.join(map(str, sources))}")
+    pairs, repairs = _find_pictures(root, split, settings, yaml_file)
     paths = [_relative(picture, root) for picture, _ in pairs]
     require_pictures(root, paths, yaml_file)
 
-    boxes_xyxy, labels, image_index = _read_labels([label for _, label in pairs], len(names), _pose_fields(settings))
+    own, shape, points = Categories(tuple(range(len(names))), names), None, None
+    if keypoints:
+        shape = keypoint_shape(settings, yaml_file)
+        points, slots = yolo_schema(settings, len(names), schema, yaml_file)
+        own = replace(own, slots=slots)
+    files = [label for _, label in pairs]
+    rows = LabelRows(len(names), _pose_fields(settings), shape)
+    image_index = rows.read(files)
+    boxes_xyxy = np.array(rows.boxes).reshape(-1, 4)
     repairs += _nc_repairs(settings, names, yaml_file) + name_repairs(names, yaml_file)
-    repairs += _box_repairs(boxes_xyxy, image_index, [label for _, label in pairs])
+    repairs += _box_repairs(boxes_xyxy, image_index, files)
     name_bytes, name_offsets = pack_names(paths)
     return AnnotationSet(
         root=root,
         source=yaml_file,
-        categories=Categories(tuple(range(len(names))), names),
+        categories=own,
         name_bytes=name_bytes,
         name_offsets=name_offsets,
         image_ids=np.arange(len(paths)),
         offsets=row_offsets(image_index, len(paths)),
         boxes_xyxy=boxes_xyxy,
-        labels=labels,
-        areas=np.full(len(labels), np.nan),
-        crowd=np.zeros(len(labels), bool),
-        annotation_ids=np.arange(1, len(labels) + 1),
+        labels=np.array(own.labels)[rows.labels],
+        areas=np.full(len(boxes_xyxy), np.nan),
+        crowd=np.zeros(len(boxes_xyxy), bool),
+        annotation_ids=np.arange(1, len(boxes_xyxy) + 1),
         normalized=True,
+        outlines=rows.outlines() if masks else None,
+        keypoints=np.array(rows.keypoints).reshape(-1, shape[0], 3) if shape else None,
+        schema=points,
         repairs=tuple(repairs),
     )
 
@@ -91,19 +108,12 @@ def _load_yaml(file: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        settings = yaml.safe_load(_read_text(file))
+        settings = yaml.safe_load(read_text(file))
     except yaml.YAMLError as error:
         raise ValueError(f"{file} is not valid YAML: {error}") from None
     if not isinstance(settings, dict):
         raise ValueError(f"{file} holds a {type(settings).__name__}; it has to be a mapping with at least 'names'")
     return settings
-
-
-def _read_text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is not a text in UTF-8: {error}") from None
 
 
 def _read_names(settings: dict[str, Any], file: Path) -> tuple[str, ...]:
@@ -178,6 +188,19 @@ def _resolve(entry: str, root: Path, settings: dict[str, Any]) -> Path | None:
     return None
 
 
+def _find_pictures(
+    root: Path, split: str, settings: dict[str, Any], yaml_file: Path
+) -> tuple[list[tuple[str, str]], list[Repair]]:
+    """What `_collect` finds for a split, which must not be nothing."""
+    sources = _find_sources(root, split, settings)
+    if not sources:
+        raise FileNotFoundError(f"{yaml_file}: no pictures for the {split} split; {_expected(split, settings)}")
+    pairs, repairs = _collect(sources, root)
+    if not pairs:
+        raise ValueError(f"{yaml_file}: the {split} split is empty; no pictures in {', '.join(map(str, sources))}")
+    return pairs, repairs
+
+
 def _collect(sources: list[Path], root: Path) -> tuple[list[tuple[str, str]], list[Repair]]:
     """Picture and label paths of a split, by picture path; and a repair for label files without a picture."""
     pairs: set[tuple[str, str]] = set()
@@ -215,7 +238,7 @@ def _folder_pairs(folder: Path) -> Iterator[tuple[str, str]]:
 
 def _listed_pairs(file: Path, root: Path) -> Iterator[tuple[str, str]]:
     """Pictures named one per line, relative to the list."""
-    for line in _read_text(file).splitlines():
+    for line in read_text(file).splitlines():
         entry = line.strip()
         if not entry:
             continue
@@ -237,60 +260,6 @@ def _label_path(folder: str, name: str) -> str:
 
 def _relative(picture: str, root: Path) -> str:
     return picture.removeprefix(f"{root.as_posix()}/")
-
-
-def _read_labels(
-    files: list[str], num_classes: int, pose_fields: int | None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Boxes (A, 4) float64 xyxy fractions, labels (A,) int64 and position of the picture (A,) int64."""
-    boxes, labels, counts = array("d"), array("q"), []
-    listings: dict[str, set[str]] = {}
-    for file in files:
-        folder, _, name = file.rpartition("/")
-        if folder not in listings:
-            listings[folder] = list_folder(Path(folder))
-        before = len(labels)
-        if name in listings[folder]:
-            for label, box in _parse_file(Path(file), num_classes, pose_fields):
-                labels.append(label)
-                boxes.extend(box)
-        counts.append(len(labels) - before)
-    image_index = np.repeat(np.arange(len(files)), counts)
-    return np.array(boxes, np.float64).reshape(-1, 4), np.array(labels, np.int64), image_index
-
-
-def _parse_file(file: Path, num_classes: int, pose_fields: int | None) -> Iterator[tuple[int, tuple[float, ...]]]:
-    for number, line in enumerate(_read_text(file).splitlines(), start=1):
-        fields = line.split()
-        if not fields:
-            continue
-        try:
-            yield _parse_line(fields, num_classes, pose_fields)
-        except ValueError as error:
-            raise ValueError(f"{file}, line {number}: {error}") from None
-
-
-def _parse_line(fields: list[str], num_classes: int, pose_fields: int | None) -> tuple[int, tuple[float, ...]]:
-    """Label and box as xyxy fractions, not clamped."""
-    is_box = len(fields) in (5, pose_fields)
-    if not is_box and (len(fields) < 7 or len(fields) % 2 == 0):
-        raise ValueError(
-            f"{len(fields)} fields; a box has 5 (class cx cy w h), "
-            "a polygon has an odd number from 7 on (class x1 y1 x2 y2 ...)"
-        )
-    numbers = [float(field) for field in (fields[:5] if is_box else fields)]
-    label, coordinates = numbers[0], numbers[1:]
-    if not label.is_integer() or not 0 <= label < num_classes:
-        raise ValueError(f"class {fields[0]}; classes are whole numbers from 0 to {num_classes - 1}")
-    if not all(-LARGEST_FRACTION <= value <= LARGEST_FRACTION for value in coordinates):
-        raise ValueError(
-            f"coordinates {' '.join(fields[1:5])}; they have to be fractions of the picture from 0 to 1, not pixels"
-        )
-    if not is_box:
-        xs, ys = coordinates[::2], coordinates[1::2]
-        return int(label), (min(xs), min(ys), max(xs), max(ys))
-    x, y, width, height = coordinates
-    return int(label), (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
 
 
 def _box_repairs(boxes_xyxy: np.ndarray, image_index: np.ndarray, files: list[str]) -> list[Repair]:

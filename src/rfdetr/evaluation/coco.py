@@ -10,6 +10,8 @@ from itertools import pairwise
 
 import numpy as np
 
+from rfdetr.evaluation.overlaps import box_overlaps
+
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 RECALL_POINTS = np.linspace(0.0, 1.0, 101)
 # Smallest and largest area in square pixels, both included: all, small, medium, large.
@@ -33,6 +35,7 @@ class GroundTruth:
         boxes_xywh_px: (A, 4) float64, left, top, width, height in pixels.
         area: (A,) float64, annotated area in square pixels; it decides the size class.
         crowd: (A,) bool, regions in which detections are neither right nor wrong.
+        row: (A,) int64, place of the object in the `AnnotationSet`, for what else is known of it.
         num_images: pictures of the split, also those without objects.
         class_names: K names.
     """
@@ -42,6 +45,7 @@ class GroundTruth:
     boxes_xywh_px: np.ndarray
     area: np.ndarray
     crowd: np.ndarray
+    row: np.ndarray
     num_images: int
     class_names: list[str]
 
@@ -108,6 +112,10 @@ class CocoEvaluator:
         self._truth_order = np.argsort(ground_truth.image_index, kind="stable")
         in_order = ground_truth.image_index[self._truth_order]
         self._truth_bounds = np.searchsorted(in_order, np.arange(ground_truth.num_images + 1))
+
+    def __len__(self) -> int:
+        """Pictures that were added."""
+        return len(self._pictures)
 
     def truth_rows(self, image_index: int) -> np.ndarray:
         """Rows of the picture's objects in the ground truth, (G,)."""
@@ -200,21 +208,6 @@ class CocoEvaluator:
         limits = [min(1, self.max_dets), min(10, self.max_dets), self.max_dets]
         precision, recall, scores = _accumulate(self.ground_truth, self.detections(), limits)
         return _summarize(precision, recall, scores, self.ground_truth.class_names)
-
-
-def box_overlaps(
-    boxes_xywh: np.ndarray, truth_xywh: np.ndarray, truth_crowd: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """IoU by the crowd rule and plain IoU of (D, 4) and (G, 4) boxes -> two (D, G)."""
-    top_left = np.maximum(boxes_xywh[:, None, :2], truth_xywh[:, :2])
-    bottom_right = np.minimum((boxes_xywh[:, :2] + boxes_xywh[:, 2:])[:, None], truth_xywh[:, :2] + truth_xywh[:, 2:])
-    sides = np.maximum(bottom_right - top_left, 0)
-    intersection = sides[..., 0] * sides[..., 1]
-    area = (boxes_xywh[:, 2] * boxes_xywh[:, 3])[:, None]
-    union = area + truth_xywh[:, 2] * truth_xywh[:, 3] - intersection
-    # Boxes without area meet nothing, and their union may be 0.
-    plain_iou = np.divide(intersection, union, out=np.zeros_like(union), where=intersection > 0)
-    return np.divide(intersection, area, out=plain_iou.copy(), where=truth_crowd & (intersection > 0)), plain_iou
 
 
 def match_greedily(
@@ -333,17 +326,18 @@ def _summarize(precision: np.ndarray, recall: np.ndarray, scores: np.ndarray, cl
     ar = [recall[..., 0, limit] for limit in range(recall.shape[-1])] + [recall[..., area, -1] for area in (1, 2, 3)]
     by_class = [precision[:, :, k, 0, -1] for k in range(len(class_names))]
     return CocoResult(
-        stats=np.array([_mean_of_defined(values) for values in ap + ar]),
+        stats=np.array([mean_of_defined(values) for values in ap + ar]),
         precision=precision,
         recall=recall,
         scores=scores,
-        ap=np.array([_mean_of_defined(values) for values in by_class]),
-        ap50=np.array([_mean_of_defined(values[0]) for values in by_class]),
-        ar=np.array([_mean_of_defined(values) for values in recall[:, :, 0, -1].T]),
+        ap=np.array([mean_of_defined(values) for values in by_class]),
+        ap50=np.array([mean_of_defined(values[0]) for values in by_class]),
+        ar=np.array([mean_of_defined(values) for values in recall[:, :, 0, -1].T]),
         class_names=class_names,
     )
 
 
-def _mean_of_defined(values: np.ndarray) -> float:
+def mean_of_defined(values: np.ndarray) -> float:
+    """Mean without the values of -1, which is also that of none."""
     defined = values[values > -1]
     return float(defined.mean()) if len(defined) else -1.0

@@ -1,4 +1,4 @@
-"""A network from its configuration: the only file of `models` that reads `ModelConfig`, and the initial values."""
+"""A network, its losses and its results from the configuration, which no other file of `models` reads."""
 
 from __future__ import annotations
 
@@ -8,11 +8,15 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from rfdetr.config import ModelConfig
+from rfdetr.config import ModelConfig, SegmentationTrainConfig, TrainConfig
 from rfdetr.models.attention import DeformableAttention
 from rfdetr.models.backbone import Block, Encoder
+from rfdetr.models.criterion import Criterion, loss_weights
 from rfdetr.models.detector import Detector
 from rfdetr.models.keypoint_network import KeypointLayer, KeypointNetwork, schema_masks
+from rfdetr.models.keypoints import KeypointTerms
+from rfdetr.models.masks import MaskTerms
+from rfdetr.models.postprocess import PostProcess
 from rfdetr.models.projector import Projector
 from rfdetr.models.segmentation import MaskHead
 from rfdetr.models.transformer import Decoder, DecoderLayer, Proposals
@@ -57,6 +61,33 @@ def build_model(config: ModelConfig) -> Detector:
             mask_head=masks,
             keypoints=keypoints,
         ).eval()
+
+
+def build_criterion(model: ModelConfig, train: TrainConfig) -> Criterion:
+    """The losses of a run; an option of the model that the run states too is the run's."""
+    masks = keypoints = None
+    weights: dict[str, float] = {}
+    if isinstance(train, SegmentationTrainConfig):
+        ce, dice = train.mask_ce_loss_coef, train.mask_dice_loss_coef
+        masks = MaskTerms(ce, dice, train.mask_point_sample_ratio)
+        weights = {"loss_mask_ce": ce, "loss_mask_dice": dice}
+    if model.use_grouppose_keypoints:
+        coefs = {n: getattr(train, f"keypoint_{n}_loss_coef") for n in ("l1", "findable", "visible", "nll")}
+        keypoints = KeypointTerms(tuple(model.num_keypoints_per_class), **coefs)
+        weights = {f"loss_keypoints_{name}": coef for name, coef in coefs.items()}
+    ia_bce = model.ia_bce_loss if train.ia_bce_loss is None else train.ia_bce_loss
+    return Criterion(
+        loss_weights(model.dec_layers, train.cls_loss_coef, **weights),
+        model.group_detr,
+        "ia_bce" if ia_bce else "focal",
+        masks=masks,
+        keypoints=keypoints,
+    )
+
+
+def build_postprocess(model: ModelConfig, num_select: int | None = None) -> PostProcess:
+    """What turns the network's outputs into detections."""
+    return PostProcess(num_select or model.num_select, model.num_keypoints_per_class, model.postprocess_trace_alpha)
 
 
 @torch.no_grad()

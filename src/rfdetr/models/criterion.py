@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from rfdetr.models.boxes import iou_and_giou
 from rfdetr.models.keypoints import KeypointTerms
-from rfdetr.models.masks import MaskTerms
+from rfdetr.models.masks import MaskTerms, TargetMasks
 from rfdetr.models.matcher import MatchCosts, Matches, Targets, match
 
 ClassLoss = Literal["ia_bce", "focal", "varifocal", "position"]
@@ -37,14 +37,16 @@ class _Extra:
         keypoints: KeypointTerms | None,
     ) -> None:
         self.layers, self.masks, self.keypoints = layers, masks, keypoints
-        fields = ("labels", "boxes", "masks", "keypoints")
+        fields = ("labels", "boxes", "keypoints")
         self.of = {name: [one[name] for one in targets] for name in fields if all(name in one for one in targets)}
+        if masks is not None:
+            self.target_masks = TargetMasks([one["masks"] for one in targets], [len(one["labels"]) for one in targets])
 
     def costs(self) -> list[Callable]:
         """What `match` adds to the costs of boxes."""
         costs: list[Callable] = []
         if self.masks is not None:
-            costs.append(self.masks.costs(self.layers, self.of["masks"]))
+            costs.append(self.masks.costs(self.layers, self.target_masks))
         if self.keypoints is not None:
             of = self.of
             costs.append(self.keypoints.costs(self.layers, of["labels"], of["boxes"], of["keypoints"]))
@@ -57,7 +59,7 @@ class _Extra:
             image, query, target = (one[number] for one in pairs)
             losses: dict[str, Tensor] = {}
             if self.masks is not None:
-                losses |= self.masks.losses(layer, image, query, torch.cat(self.of["masks"])[target])
+                losses |= self.masks.losses(layer, image, query, target, self.target_masks)
             if self.keypoints is not None:
                 points = torch.cat(self.of["keypoints"])[target]
                 losses |= self.keypoints.losses(layer, image, query, labels[number], boxes[number], points)
@@ -99,7 +101,8 @@ class Criterion(nn.Module):
 
         Args:
             outputs: what the detector returned.
-            targets: per image `labels` (T,) and `boxes` (T, 4) relative cxcywh.
+            targets: per image `labels` (T,) and `boxes` (T, 4) relative cxcywh; for models that predict them also
+                `masks` (`TargetMasks`) and `keypoints` (T, K, 3) as relative x, y and visibility.
             num_boxes: normaliser; None counts the targets of this batch (`normaliser`).
         """
         joined = gather_targets(targets)

@@ -51,13 +51,16 @@ class Detector(nn.Module):
         self.mask_head = mask_head
         self.keypoints = keypoints
 
-    def forward(self, images: Tensor, mask: Tensor | None = None, *, last_only: bool = False) -> dict:
+    def forward(
+        self, images: Tensor, mask: Tensor | None = None, *, last_only: bool = False, whole_masks: bool | None = None
+    ) -> dict:
         """Detect objects.
 
         Args:
             images: (B, 3, H, W) float, normalised; H and W multiples of patch size x windows.
             mask: (B, H, W) bool, True on padding; None when no image is padded.
             last_only: leave out `aux_outputs` and `enc_outputs`, which only losses need.
+            whole_masks: logits of masks instead of their factors; None gives them outside of training.
 
         Returns:
             `pred_logits` (B, Q, C), `pred_boxes` (B, Q, 4) as relative cxcywh, `pred_masks` (`MaskHead`) and
@@ -88,7 +91,8 @@ class Detector(nn.Module):
             layers.append({"pred_logits": start.logits, "pred_boxes": start.boxes})
         if self.mask_head is not None:
             features = None if start is None else by_image(start.features, len(images))
-            masks = self.mask_head(maps[0], images.shape[-2:], hidden, features)
+            whole = not self.training if whole_masks is None else whole_masks
+            masks = self.mask_head(maps[0], images.shape[-2:], hidden, features, whole)
             for layer, one in zip(layers, masks, strict=True):
                 layer["pred_masks"] = one
         if self.keypoints is not None:

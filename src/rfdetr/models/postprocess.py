@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rfdetr.models.boxes import to_xyxy
+from rfdetr.models.enlarge import enlarge
 from rfdetr.models.keypoints import slots_of
+from rfdetr.models.masks import logits_of
 
 # Bits kept free below a score to order equal ones: room for a million query-class pairs.
 _INDEX_BITS = 20
-# Mask logits that are enlarged at a time.
-_MASK_PIXELS = 2**24
 # Keeps logarithms finite.
 _SMALLEST = 1e-12
 
@@ -39,16 +38,6 @@ def scale_boxes(boxes_cxcywh: Tensor, target_sizes: Tensor) -> Tensor:
     limit = torch.stack((width, height, width, height), dim=1).unsqueeze(1)
     boxes_px = to_xyxy(boxes_cxcywh.float()) * limit
     return torch.minimum(boxes_px.clamp(min=0), limit)
-
-
-def resize_masks(logits: Tensor, height: int, width: int) -> Tensor:
-    """Mask logits (K, h, w) to masks of the image's size, (K, 1, height, width) bool."""
-    masks = logits.new_empty((len(logits), 1, height, width), dtype=torch.bool)
-    for start in range(0, len(logits), count := max(1, _MASK_PIXELS // (height * width))):
-        part = logits[start : start + count].unsqueeze(1).float()
-        part = F.interpolate(part, (height, width), mode="bilinear", align_corners=False)
-        torch.gt(part, 0.0, out=masks[start : start + count])
-    return masks
 
 
 def log_spread(raw: Tensor, exists: Tensor) -> Tensor:
@@ -95,18 +84,24 @@ class PostProcess(nn.Module):
 
     @torch.no_grad()
     def forward(
-        self, outputs: Mapping[str, Tensor], target_sizes: Tensor, threshold: float | None = None
+        self,
+        outputs: Mapping[str, Tensor],
+        target_sizes: Tensor,
+        threshold: float | None = None,
+        *,
+        enlarge_masks: bool = True,
     ) -> list[dict[str, Tensor]]:
         """Per image `scores` (K,), `labels` (K,) int64 and `boxes` (K, 4) xyxy in pixels, best first.
 
-        `pred_masks` (B, Q, h, w) add `masks` (K, 1, H, W) bool. `pred_keypoints` (B, Q, slots, 8) add `keypoints`
-        (K, widest, 3) as x, y in pixels and presence, `keypoint_precision_cholesky` (K, widest, 3), NaN where the class
-        has no such keypoint, and change the scores of classes in the schema, not their order.
+        `pred_masks` (`rfdetr.models.masks.Masks`) add `masks` (K, 1, H, W) bool. `pred_keypoints` (B, Q, slots, 8)
+        add `keypoints` (K, widest, 3) as x, y in pixels and presence, `keypoint_precision_cholesky` (K, widest, 3), NaN
+        where the class has no such keypoint, and change the scores of classes in the schema, not their order.
 
         Args:
             outputs: `pred_logits` (B, Q, C) and `pred_boxes` (B, Q, 4) relative cxcywh.
             target_sizes: (B, 2) height and width of each image.
-            threshold: enlarge only masks of detections with a score above it, and leave the others out.
+            threshold: of a model with masks, leave out the detections whose score is not above it.
+            enlarge_masks: False gives `mask_logits` (K, h, w) in place of `masks`, for `rfdetr.models.enlarge`.
         """
         logits, boxes = outputs["pred_logits"], outputs["pred_boxes"]
         scores, chosen = best_pairs(logits, self.num_select)
@@ -119,12 +114,14 @@ class PostProcess(nn.Module):
         images = [dict(zip(found, one, strict=True)) for one in zip(*found.values(), strict=True)]
         if "pred_masks" not in outputs:
             return images
-        for one, masks, chosen_query, hw in zip(images, outputs["pred_masks"], query, target_sizes, strict=True):
+        sizes = target_sizes.tolist()
+        for number, (one, chosen_query, hw) in enumerate(zip(images, query, sizes, strict=True)):
             if threshold is not None:
                 keep = one["scores"] > threshold
                 chosen_query = chosen_query[keep]
                 one.update({name: value[keep] for name, value in one.items()})
-            one["masks"] = resize_masks(masks[chosen_query], int(hw[0]), int(hw[1]))
+            logits = logits_of(outputs["pred_masks"], torch.full_like(chosen_query, number), chosen_query)
+            one |= {"masks": enlarge(logits, tuple(hw))} if enlarge_masks else {"mask_logits": logits}
         return images
 
     def _keypoints(

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rfdetr.models.masks import Masks
+from rfdetr.models.masks import MaskFactors, Masks
 
 
 class MaskBlock(nn.Module):
@@ -43,7 +43,12 @@ class MaskHead(nn.Module):
         self.bias = nn.Parameter(torch.zeros(1))
 
     def forward(
-        self, projected: Tensor, image_hw: tuple[int, int], hidden: Tensor, start: Tensor | None = None
+        self,
+        projected: Tensor,
+        image_hw: tuple[int, int],
+        hidden: Tensor,
+        start: Tensor | None = None,
+        whole: bool = False,
     ) -> list[Masks]:
         """Masks of the last layers, and behind them those of the start boxes.
 
@@ -52,26 +57,27 @@ class MaskHead(nn.Module):
             image_hw: height and width of the network input.
             hidden: outputs of the last L decoder layers, (L, B, Q, D).
             start: features of the start boxes, (B, Q', D); None leaves their masks out.
-
-        Returns:
-            Logits (B, Q, height // ratio, width // ratio), or in training mode, where losses read few points of them,
-            their factors (`rfdetr.models.masks.Masks`).
+            whole: logits (B, Q, height // ratio, width // ratio), instead of their factors (`MaskFactors`) that serve
+                losses, which read few points.
         """
         size = (image_hw[0] // self.ratio, image_hw[1] // self.ratio)
+        # Channels last from here on: the linear layers between the convolutions read and write maps as they are.
         maps = F.interpolate(projected, size, mode="bilinear", align_corners=False)
-        vectors, skipped, found = self._vectors(hidden), len(self.blocks) - len(hidden), []
-        at_start = [] if start is None else [self._masks(maps, self._vectors(start))]
+        maps = maps.contiguous(memory_format=torch.channels_last)
+        skipped, found = len(self.blocks) - len(hidden), []
+        at_start = [] if start is None else [self._masks(maps, start, whole)]
         for number, block in enumerate(self.blocks):
             maps = block(maps)
             if number >= skipped:
-                found.append(self._masks(maps, vectors[number - skipped]))
+                found.append(self._masks(maps, hidden[number - skipped], whole))
         return found + at_start
 
     def _vectors(self, queries: Tensor) -> Tensor:
         return self.query_output(queries + self.query_out(F.gelu(self.query_in(self.query_norm(queries)))))
 
-    def _masks(self, maps: Tensor, vectors: Tensor) -> Masks:
-        features = self.map_output(maps)
-        if self.training:
-            return {"spatial_features": features, "query_features": vectors, "bias": self.bias}
-        return torch.einsum("bqc,bchw->bqhw", vectors, features) + self.bias
+    def _masks(self, maps: Tensor, hidden: Tensor, whole: bool) -> Masks:
+        output = self.map_output
+        features = F.linear(maps.permute(0, 2, 3, 1), output.weight.flatten(1), output.bias).permute(0, 3, 1, 2)
+        if not whole:
+            return MaskFactors(features, self.bias, hidden, self._vectors)
+        return torch.einsum("bqc,bchw->bqhw", self._vectors(hidden), features) + self.bias

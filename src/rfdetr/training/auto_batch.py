@@ -11,7 +11,8 @@ from torch import nn
 from rfdetr.config import ModelConfig, TrainConfig
 from rfdetr.datasets.transforms import multi_scale_sizes
 from rfdetr.log import logger
-from rfdetr.models.criterion import Criterion, loss_weights
+from rfdetr.models.build import build_criterion
+from rfdetr.models.criterion import Criterion
 from rfdetr.training.runtime import Runtime, is_out_of_memory
 
 LARGEST = 128
@@ -50,7 +51,7 @@ def safe_size(largest: int, headroom: float = 1.0) -> int:
 def choose_batch_size(config: TrainConfig, model: ModelConfig, module: nn.Module, runtime: Runtime) -> TrainConfig:
     """The configuration with `batch_size` and `grad_accum_steps` in place of "auto"; the same in all processes."""
     crowd = config.auto_batch_max_targets_per_image
-    criterion = Criterion(loss_weights(model.dec_layers), model.group_detr).to(runtime.device)
+    criterion = build_criterion(model, config).to(runtime.device)
     side = largest_side(config, model)
     largest = find_largest(lambda size: _fits(module, criterion, runtime, size, side, crowd))
     size = safe_size(largest, config.auto_batch_ema_headroom if config.use_ema else 1.0)
@@ -96,6 +97,12 @@ def worst_step(module: nn.Module, criterion: Criterion, runtime: Runtime, pictur
         corner, size = torch.rand(2, pictures, crowd, 2, device=device) * 0.5
         boxes = torch.cat((corner + size / 2, size + 0.01), dim=-1)
         targets = [{"boxes": one, "labels": one.new_zeros(crowd, dtype=torch.int64)} for one in boxes]
+        if criterion.masks is not None:
+            packed = torch.zeros(-(-crowd // 8), side, side, dtype=torch.uint8, device=device)
+            targets = [{**one, "masks": packed} for one in targets]
+        if criterion.keypoints is not None:
+            points = torch.rand(crowd, max(criterion.keypoints.schema), 3, device=device)
+            targets = [{**one, "keypoints": points} for one in targets]
         module.train()
         criterion.train()
         try:

@@ -14,11 +14,12 @@ from rfdetr.datasets.annotations import AnnotationSet
 from rfdetr.datasets.build import build_eval_loader
 from rfdetr.datasets.layout import read_split
 from rfdetr.engine import evaluate
+from rfdetr.evaluation.oks import warn_of_guess
 from rfdetr.models.criterion import Criterion
 from rfdetr.models.lora import merge_adapters_
 from rfdetr.training import state as files
 from rfdetr.training.loggers import finite, plot_history
-from rfdetr.training.metrics import epoch_metrics
+from rfdetr.training.metrics import epoch_metrics, precision_columns
 from rfdetr.training.progress import Progress
 from rfdetr.training.runtime import Runtime
 
@@ -46,7 +47,9 @@ def finish(this: Run) -> None:
         return
     tables = {name: stats["results_json"]["class_map"] for name, stats in found.items()}
     best = found.get("valid") or found.get("test") or {"results_json": {}}
-    files.write_json(this.folder / "results.json", finite({**best["results_json"], "class_map": tables}))
+    boxes = {name: stats["results_json_bbox"] for name, stats in found.items() if "results_json_bbox" in stats}
+    results = {**best["results_json"], "class_map": tables, **({"boxes": boxes} if boxes else {})}
+    files.write_json(this.folder / "results.json", finite(results))
     plot_history(this.text.history, this.folder / "metrics_plot.png")
 
 
@@ -55,7 +58,9 @@ def _best_weights(this: Run) -> None:
     parts, source, model = this.parts, this.state.winner, this.model
     if source is None:
         if this.job.valid is not None:
-            warnings.warn("no evaluation took place; the final weights become checkpoint_best_total.pth", stacklevel=6)
+            skipped = this.config.skip_best_epochs
+            why = f"skip_best_epochs={skipped} leaves none" if skipped else "no evaluation took place"
+            warnings.warn(f"{why}; the final weights become checkpoint_best_total.pth", stacklevel=6)
         source = "regular" if parts.ema is None else "ema"
     weights = files.whole_weights(parts.model if source == "regular" or parts.ema is None else parts.ema.module)
     if this.processes.is_first and not this.config.dont_save_weights:
@@ -80,8 +85,14 @@ def evaluate_split(model: Model, config: TrainConfig, split: str) -> dict[str, f
     Raises:
         ValueError: an unknown split, or a data set with more classes than the model has.
     """
-    annotations = read_split(Path(config.dataset_dir), {"val": "valid"}.get(split, split), config.dataset_file)
-    wanted, there = annotations.categories.num_classes, model.config.num_classes
+    own = model.config
+    task = {"masks": own.segmentation_head, "keypoints": own.use_grouppose_keypoints}
+    schema = own.num_keypoints_per_class or None
+    root, name = Path(config.dataset_dir), {"val": "valid"}.get(split, split)
+    annotations = read_split(root, name, config.dataset_file, schema=schema, **task)
+    if annotations.schema is not None:
+        warn_of_guess(annotations.schema.counts, config.keypoint_oks_sigmas)
+    wanted, there = annotations.categories.num_classes, own.num_classes
     if wanted > there:
         raise ValueError(f"{annotations.source} has {wanted} classes, the model {there}")
     module = model.ready()
@@ -92,7 +103,7 @@ def evaluate_split(model: Model, config: TrainConfig, split: str) -> dict[str, f
         "progress": Progress(config.progress_bar),
     }
     stats, _ = evaluate(module, None, model.postprocess, loader, annotations, device, config, **shared)
-    box, table = stats["coco_eval_bbox"], stats["results_json"]
-    metrics = {"mAP_50_95": box[0], "mAP_50": box[1], "mAP_75": box[2], "mAR": box[8]}
+    table = stats["results_json"]
+    metrics = precision_columns(stats)
     metrics |= {"F1": table["f1_score"], "precision": table["precision"], "recall": table["recall"]}
     return {f"{split}/{name}": value for name, value in metrics.items()}

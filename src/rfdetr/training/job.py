@@ -13,6 +13,7 @@ from rfdetr.checkpoints.save import plain
 from rfdetr.config import ModelConfig, TrainConfig
 from rfdetr.datasets.annotations import AnnotationSet
 from rfdetr.datasets.layout import has_split, read_split
+from rfdetr.evaluation.oks import KeypointClasses, warn_of_guess
 from rfdetr.log import logger
 from rfdetr.training.loggers import require_services
 from rfdetr.training.runtime import Processes
@@ -37,9 +38,9 @@ class Job:
 
     @property
     def raw_labels(self) -> list[int] | None:
-        """Label of each class name where the data set's category ids are the labels."""
-        categories = self.train.categories
-        return list(categories.labels) if categories.raw_ids else None
+        """Label of each class name where that is not its place."""
+        labels = list(self.train.categories.labels)
+        return labels if labels != list(range(len(labels))) else None
 
     @property
     def num_classes(self) -> int:
@@ -58,17 +59,25 @@ def prepare(config: TrainConfig, model: ModelConfig, processes: Processes) -> Jo
     plain(config.record(), "TrainConfig")
     root = Path(config.dataset_dir)
     root = root.parent if root.is_file() else root
-    train = read_split(root, "train", config.dataset_file)
+    wanted = model.num_keypoints_per_class if model.is_explicit("num_keypoints_per_class") else None
+    task: dict[str, Any] = {"masks": model.segmentation_head, "keypoints": model.use_grouppose_keypoints}
+    task["schema"] = wanted
+    train = read_split(root, "train", config.dataset_file, **task)
     if not len(train):
         raise ValueError(f"{train.source} lists no pictures to train on")
+    task["schema"] = train.schema
     valid, test = None, None
-    if has_split(root, "valid", config.dataset_file):
-        valid = read_split(root, "valid", config.dataset_file, train.categories)
+    points = model.use_grouppose_keypoints
+    if has_split(root, "valid", config.dataset_file, keypoints=points):
+        valid = read_split(root, "valid", config.dataset_file, train.categories, **task)
     else:
         advice = "nothing is evaluated, and the last weights become checkpoint_best_total.pth"
         warnings.warn(f"{root} has no validation split: {advice}", stacklevel=4)
-    if config.run_test and has_split(root, "test", config.dataset_file):
-        test = read_split(root, "test", config.dataset_file, train.categories)
+    if config.run_test and has_split(root, "test", config.dataset_file, keypoints=points):
+        test = read_split(root, "test", config.dataset_file, train.categories, **task)
+    if train.schema is not None:
+        KeypointClasses.of(train.schema.counts, config.keypoint_oks_sigmas)
+        warn_of_guess(train.schema.counts, config.keypoint_oks_sigmas)
     names = _class_names(config, train)
     checkpoint = find_checkpoint(config, processes)
     Path(config.output_dir).mkdir(parents=True, exist_ok=True)
@@ -108,7 +117,7 @@ def check_agreement(config: TrainConfig, model: ModelConfig) -> None:
             raise ValueError(f"train({name}={value}) contradicts the model's {name}={getattr(model, name)}")
     if config.strategy == "fsdp" and model.backbone_lora:
         raise ValueError("backbone_lora leaves few values to train; use strategy='ddp' with it")
-    unused = [name for name in _FOR_KEYPOINTS if getattr(config, name)]
+    unused = [name for name in _FOR_KEYPOINTS if getattr(config, name) and not model.use_grouppose_keypoints]
     unused += [name for name in _FOR_MASKS if getattr(config, name) and not model.segmentation_head]
     if unused:
-        raise ValueError(f"{', '.join(unused)}: this model predicts boxes alone, so it has no use for that")
+        raise ValueError(f"{', '.join(unused)}: the model does not predict that, so it has no use for it")

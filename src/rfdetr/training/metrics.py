@@ -14,6 +14,12 @@ from rfdetr.training.state import RunState
 
 # Prefix of the columns per kind of weights, and of the keys in log.txt.
 _COLUMN = {"regular": "", "ema": "ema_"}
+# Columns of the three evaluations and their places in the recorded numbers; the last one is the recall.
+_PRECISION = {
+    "coco_eval_bbox": {"mAP_50_95": 0, "mAP_50": 1, "mAP_75": 2, "mAR": 8},
+    "coco_eval_masks": {"segm_mAP_50_95": 0, "segm_mAP_50": 1, "segm_mAP_75": 2, "segm_mAR": 8},
+    "coco_eval_keypoints": {"keypoint_map_50_95": 0, "keypoint_map_50": 1, "keypoint_map_75": 2, "keypoint_mAR": 5},
+}
 _LAYER = re.compile(r"_(\d+|enc)$")
 
 
@@ -61,10 +67,24 @@ def epoch_metrics(
         if kind == "regular" or "regular" not in scores:
             metrics.update(_losses(split, found))
             metrics.update(_table(split, found, config.log_per_class_metrics))
-        box = found["coco_eval_bbox"]
-        for name, index in (("mAP_50_95", 0), ("mAP_50", 1), ("mAP_75", 2), ("mAR", 8)):
-            metrics[f"{split}/{_COLUMN[kind]}{name}"] = box[index]
+        metrics.update({f"{split}/{_COLUMN[kind]}{name}": value for name, value in precision_columns(found).items()})
     return metrics
+
+
+def precision_columns(found: dict[str, Any]) -> dict[str, float]:
+    """Average precision and recall of boxes, and of masks and keypoints where they were evaluated, by column."""
+    columns = {}
+    for entry, names in _PRECISION.items():
+        columns.update({name: found[entry][index] for name, index in names.items() if entry in found})
+    return columns
+
+
+def score_of(stats: dict[str, Any] | None, metric: str) -> float | None:
+    """The number that decides: AP of masks, keypoints or else boxes, or their AR for "mar"."""
+    if stats is None:
+        return None
+    entry = next(name for name in ("coco_eval_masks", "coco_eval_keypoints", "coco_eval_bbox") if name in stats)
+    return stats[entry][list(_PRECISION[entry].values())[-1] if metric == "mar" else 0]
 
 
 def _losses(split: str, values: dict[str, Any], compact: bool = True) -> dict[str, float]:
@@ -106,7 +126,8 @@ def one_line(
     """What is printed of an epoch; `waited` is the share of the training time spent waiting for pictures."""
     parts = [f"epoch {epoch + 1}/{epochs}", f"loss {trained['loss']:.3f}", f"lr {trained['lr']:.2e}"]
     for kind, found in scores.items():
-        box = found["coco_eval_bbox"]
-        parts.append(f"{'EMA ' if kind == 'ema' else ''}AP {box[0]:.3f} AP50 {box[1]:.3f}")
+        for entry, what in (("bbox", ""), ("masks", "mask "), ("keypoints", "keypoint ")):
+            if numbers := found.get(f"coco_eval_{entry}"):
+                parts.append(f"{'EMA ' if kind == 'ema' else ''}{what}AP {numbers[0]:.3f} AP50 {numbers[1]:.3f}")
     data = f" ({waited:.0%} waiting for data; more num_workers may help)" if waited > 0.2 else ""
     return "  ".join([*parts, f"{seconds[1]:.0f} s{data}"])

@@ -23,7 +23,7 @@ from rfdetr.training.averages import Averages
 from rfdetr.training.finish import finish
 from rfdetr.training.job import Job
 from rfdetr.training.loggers import TextLog, finite, open_sinks
-from rfdetr.training.metrics import epoch_metrics, epoch_stats, one_line
+from rfdetr.training.metrics import epoch_metrics, epoch_stats, one_line, precision_columns, score_of
 from rfdetr.training.optim import drop_path_rates
 from rfdetr.training.runtime import Processes, Runtime, keeping_memory, mixed_precision
 from rfdetr.training.seeds import seed_everything
@@ -300,13 +300,7 @@ def _evaluate_training(this: Run) -> dict[str, float]:
     """AP of the regular weights on the training split, prepared as the validation split is."""
     loader = this.eval_loader(this.job.train, keep_workers=False)
     found = _judge(this, this.parts.model, loader, this.job.train, False, "evaluate training split")
-    box = found["coco_eval_bbox"]
-    return {"train/mAP_50_95": box[0], "train/mAP_50": box[1], "train/mAP_75": box[2], "train/mAR": box[8]}
-
-
-def score_of(stats: dict[str, Any] | None, metric: str) -> float | None:
-    """The number that decides: AP, or AR for "mar"."""
-    return None if stats is None else stats["coco_eval_bbox"][8 if metric == "mar" else 0]
+    return {f"train/{name}": value for name, value in precision_columns(found).items()}
 
 
 def _keep_best(this: Run, scores: dict[str, dict[str, Any]]) -> bool:

@@ -22,7 +22,8 @@ from rfdetr.datasets.build import build_eval_loader
 from rfdetr.datasets.loader import TrainOrder
 from rfdetr.engine import set_drop_path
 from rfdetr.log import logger
-from rfdetr.models.criterion import Criterion, loss_weights
+from rfdetr.models.build import build_criterion, build_postprocess
+from rfdetr.models.criterion import Criterion
 from rfdetr.models.detector import Detector
 from rfdetr.models.lora import add_adapters, load_adapter_state
 from rfdetr.training import state as files
@@ -110,7 +111,6 @@ def build_run(
         fresh += files.resume_generators(job.checkpoint, processes)
     if fresh:
         warnings.warn(f"{config.resume} holds no state of: {', '.join(fresh)}; these start fresh", stacklevel=6)
-    use_ia_bce = model.config.ia_bce_loss if config.ia_bce_loss is None else config.ia_bce_loss
     return Run(
         model=model,
         config=config,
@@ -120,12 +120,8 @@ def build_run(
         parts=parts,
         state=state,
         order=order,
-        criterion=Criterion(
-            loss_weights(model.config.dec_layers, config.cls_loss_coef),
-            model.config.group_detr,
-            "ia_bce" if use_ia_bce else "focal",
-        ).to(runtime.device),
-        postprocess=type(model.postprocess)(config.num_select or model.config.num_select),
+        criterion=build_criterion(model.config, config).to(runtime.device),
+        postprocess=build_postprocess(model.config, config.num_select),
         progress=Progress(config.progress_bar if processes.is_first else None),
         description=description(model.config, job.class_names, {**config.record(), "class_labels": job.raw_labels}),
         callbacks=callbacks,

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import nn
 
-from rfdetr.datasets.augment import build_augmentations
-from rfdetr.datasets.build import build_eval_loader, build_train_loader
+from rfdetr.datasets.build import augmentations, build_eval_loader, build_train_loader
 from rfdetr.datasets.grids import save_grid
 from rfdetr.datasets.transforms import multi_scale_sizes
 from rfdetr.training.auto_batch import largest_side, rehearse
@@ -33,7 +32,7 @@ def record(this: Run) -> dict[str, Any]:
             "model_config_type": type(model).__name__,
             "class_names": this.job.class_names,
             "num_classes": model.num_classes,
-            "augmentations": build_augmentations(this.config.aug_config).describe(),
+            "augmentations": augmentations(this.config, this.job.train).describe(),
             "processes": this.processes.world,
             "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         }
@@ -55,7 +54,7 @@ def summary(this: Run, largest_step: str) -> str:
         f"learning rates: {_rates(this)}",
         f"parameters: {_parameters(this.parts.model)}",
         f"memory: {_memory(this)}{largest_step}",
-        f"augmentations: {', '.join(build_augmentations(config.aug_config).describe()) or 'none'}",
+        f"augmentations: {', '.join(augmentations(config, job.train).describe()) or 'none'}",
     ]
     return "\n  ".join(lines)
 

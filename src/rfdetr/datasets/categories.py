@@ -1,0 +1,73 @@
+"""The classes of a COCO document and the ids that name them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from rfdetr.datasets.annotations import Categories
+
+
+def read_categories(document: dict[str, Any], file: Path, raw_ids: bool = False) -> Categories:
+    """Classes of one COCO document by ascending id.
+
+    Entries that only group others and are never used get no label: Roboflow writes such a root with id 0.
+    """
+    entries = document.get("categories")
+    if not entries:
+        raise ValueError(f"{file}: 'categories' is missing or empty; without it the classes are unknown")
+    by_id: dict[int, dict[str, Any]] = {}
+    for position, entry in enumerate(entries):
+        category_id = as_key(entry.get("id"))
+        if not isinstance(category_id, int):
+            raise ValueError(
+                f"{file}: entry {position} of 'categories' has id {entry.get('id')!r}; it has to be a number"
+            )
+        if entry.get("name") in (None, ""):
+            raise ValueError(f"{file}: category {category_id} has no 'name'; every category needs an id and a name")
+        if category_id in by_id:
+            raise ValueError(f"{file}: category id {category_id} is given twice; ids have to be unique")
+        by_id[category_id] = entry
+    kept = sorted(by_id) if raw_ids else _without_groups(by_id, document)
+    return Categories(tuple(kept), tuple(str(by_id[i]["name"]) for i in kept), raw_ids)
+
+
+def category_entries(document: dict[str, Any], categories: Categories) -> list[dict[str, Any]]:
+    """What the document says about each of its classes, in their order."""
+    by_id = {as_key(entry["id"]): entry for entry in document["categories"]}
+    return [by_id[category_id] for category_id in categories.ids]
+
+
+def _without_groups(by_id: dict[int, dict[str, Any]], document: dict[str, Any]) -> list[int]:
+    """Ascending ids of the categories that are used or that no other category names as its supercategory."""
+    parents = Counter(str(entry.get("supercategory")) for entry in by_id.values())
+    for nothing in ("", "none", "null", "None"):
+        parents.pop(nothing, None)
+    used = set(as_keys([annotation.get("category_id") for annotation in document.get("annotations") or ()]))
+
+    def only_groups(category_id: int) -> bool:
+        name, parent = str(by_id[category_id]["name"]), str(by_id[category_id].get("supercategory"))
+        return parents[name] > (parent == name) and category_id not in used
+
+    ids = sorted(by_id)
+    return [i for i in ids if not only_groups(i)] or ids
+
+
+def as_keys(values: list[Any]) -> list[Any]:
+    """Ids that compare equal where they mean the same: 7, 7.0 and "7" are 7; None where there is no usable id."""
+    return values if set(map(type, values)) <= {int} else [as_key(value) for value in values]
+
+
+def as_key(value: Any) -> int | str | None:
+    if isinstance(value, str):
+        digits = value.removeprefix("-")
+        return int(value) if digits.isdecimal() and str(int(value)) == value else value
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value if type(value) is int else None
+
+
+def where(annotation: dict[str, Any]) -> str:
+    """How errors name an annotation."""
+    return f"annotation {annotation.get('id')} of image {annotation.get('image_id')}"

@@ -1,0 +1,163 @@
+"""One split: what it holds, and everything that is measured on it, picture by picture."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from rfdetr.datasets.annotations import AnnotationSet, clamp_boxes, has_extent
+from rfdetr.datasets.outlines import Outlines
+from rfdetr.datasets.rle import EMPTY
+from rfdetr.evaluation.coco import CocoEvaluator, GroundTruth
+from rfdetr.evaluation.f1 import results_table, sweep_confidence
+from rfdetr.evaluation.oks import MAX_DETS, KeypointClasses
+from rfdetr.evaluation.overlaps import mask_overlaps, sample
+from rfdetr.models.enlarge import cut_outs
+
+# Areas (D,), and overlaps by the crowd rule and plain ones, (D, G).
+Measured = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+class SplitEvaluation:
+    """Boxes, and of models and annotations that have them masks or keypoints, each with an evaluator of its own.
+
+    Args:
+        truth: the `ground_truth` of the annotations.
+        max_dets: detections of boxes and masks that count per picture.
+        at_head_size: compare masks at the size in which they are predicted, not at that of the picture.
+        sigmas: tolerances of the keypoints; None takes COCO's.
+    """
+
+    def __init__(
+        self,
+        annotations: AnnotationSet,
+        truth: GroundTruth,
+        max_dets: int = 500,
+        *,
+        at_head_size: bool = False,
+        sigmas: Sequence[float] | None = None,
+    ) -> None:
+        self.annotations, self.truth, self.at_head_size = annotations, truth, at_head_size
+        self._positions = class_positions(annotations)
+        self.boxes = CocoEvaluator(truth, max_dets)
+        self.masks = CocoEvaluator(truth, max_dets)
+        self.keypoints: CocoEvaluator | None = None
+        if annotations.keypoints is not None and annotations.schema is not None:
+            counts = dict(enumerate(annotations.schema.counts))
+            self._classes = KeypointClasses.of([counts.get(n, 0) for n in annotations.categories.labels], sigmas)
+            points = annotations.keypoints[truth.row]
+            self.keypoints = CocoEvaluator(self._classes.without_unlabelled(truth, points), MAX_DETS)
+
+    def add(self, index: int, found: Mapping[str, Tensor], hw: tuple[int, int]) -> None:
+        """Measure what the post-processor found in the picture at a position of the split, of a height and width.
+
+        Masks are taken as `mask_logits`. Labels that are no class of the data set are left out.
+        """
+        classes = self._positions.take(found["labels"].cpu().numpy(), mode="clip")
+        known = np.flatnonzero(classes >= 0)
+        classes = classes[known]
+        scores, boxes = (found[name].cpu().numpy()[known] for name in ("scores", "boxes"))
+        self.boxes.update(index, scores, classes, boxes)
+        outlines = self.annotations.outlines
+        if outlines is not None and "mask_logits" in found:
+            measured = self._compare_masks(outlines, index, classes, found["mask_logits"].cpu()[known], hw)
+            self.masks.update_overlaps(index, scores, classes, *measured)
+        if self.keypoints is not None and "keypoints" in found:
+            points = found["keypoints"][..., :2].double().cpu().numpy()[known]
+            self.keypoints.update_overlaps(index, scores, classes, *self._compare_keypoints(index, classes, points, hw))
+
+    def _compare_masks(
+        self, outlines: Outlines, index: int, classes: np.ndarray, logits: Tensor, hw: tuple[int, int]
+    ) -> Measured:
+        objects = self.masks.truth_rows(index)
+        labels = self.truth.label[objects]
+        height, width = logits.shape[1:] if self.at_head_size else hw
+        # Objects of classes that were not found are missed, whatever their shape.
+        patches = [
+            sample(outlines.patch(row, *hw), hw, (height, width)) if met else EMPTY
+            for row, met in zip(self.truth.row[objects].tolist(), np.isin(labels, classes), strict=True)
+        ]
+        parts = cut_outs(logits, (height, width))
+        areas, iou, plain_iou = mask_overlaps(parts, classes, patches, labels, self.truth.crowd[objects])
+        return areas * (hw[0] * hw[1] / (height * width)), iou, plain_iou
+
+    def _compare_keypoints(self, index: int, classes: np.ndarray, points: np.ndarray, hw: tuple[int, int]) -> Measured:
+        points = np.where(np.isfinite(points), points, 0.0)
+        objects = self.boxes.truth_rows(index)
+        rows = self.truth.row[objects] - self.annotations.rows(index).start
+        similarity = self._classes.overlaps(
+            points, self.truth, objects, self.annotations.keypoints_px(index, *hw)[rows]
+        )
+        return self._classes.areas(points, classes), similarity, similarity
+
+    def state(self) -> dict[str, dict[str, np.ndarray]]:
+        """All that was added, to send to another process."""
+        return {name: evaluator.state() for name, evaluator in self._evaluators().items()}
+
+    def load_state(self, states: Sequence[Mapping[str, dict[str, np.ndarray]]]) -> None:
+        """Add what others gave as `state()`; a picture that is known is left as it is."""
+        for name, evaluator in self._evaluators().items():
+            evaluator.load_state([state[name] for state in states])
+
+    def _evaluators(self) -> dict[str, CocoEvaluator]:
+        evaluators = {"boxes": self.boxes, "masks": self.masks}
+        return evaluators if self.keypoints is None else {**evaluators, "keypoints": self.keypoints}
+
+    def stats(self) -> dict[str, Any]:
+        """`coco_eval_bbox` (12 numbers) and `results_json`, and where they were added `coco_eval_masks` (12 numbers) or
+        `coco_eval_keypoints` (10). With masks `results_json` is theirs and `results_json_bbox` that of the boxes.
+        """
+        stats = dict(zip(("coco_eval_bbox", "results_json"), _summary(self.boxes), strict=True))
+        if self.masks:
+            stats["results_json_bbox"] = stats["results_json"]
+            stats["coco_eval_masks"], stats["results_json"] = _summary(self.masks)
+        if self.keypoints:
+            stats["coco_eval_keypoints"] = self._classes.stats(self.keypoints.summarize())
+        return stats
+
+
+def _summary(evaluator: CocoEvaluator) -> tuple[list[float], dict[str, Any]]:
+    result = evaluator.summarize()
+    return result.stats.tolist(), results_table(result, sweep_confidence(evaluator))
+
+
+def class_positions(annotations: AnnotationSet) -> np.ndarray:
+    """Position in `class_names` of every label, -1 where a label, or any above them, is no class of the data set."""
+    labels = np.array(annotations.categories.labels)
+    positions = np.full(labels.max(initial=-1) + 2, -1)
+    positions[labels] = np.arange(len(labels))
+    return positions
+
+
+@functools.lru_cache(maxsize=2)
+def ground_truth(annotations: AnnotationSet) -> GroundTruth:
+    """What detections of a split are compared with: boxes cut to their pictures, crowd regions to be ignored.
+
+    Kept for the next evaluation of the same split, since it opens every picture to learn its size.
+    """
+    boxes, pictures = [np.zeros((0, 4))], []
+    for index in range(len(annotations)):
+        with Image.open(annotations.path(index)) as picture:
+            width, height = picture.size
+        cut = clamp_boxes(annotations.boxes_xyxy_px(index, height, width), height, width)
+        boxes.append(cut)
+        pictures.append(np.full(len(cut), index, np.int64))
+    joined = np.concatenate(boxes)
+    size = joined[:, 2:] - joined[:, :2]
+    keep = has_extent(joined) | annotations.crowd
+    areas = np.where(np.isnan(annotations.areas), size.prod(1), annotations.areas)
+    return GroundTruth(
+        image_index=np.concatenate([np.zeros(0, np.int64), *pictures])[keep],
+        label=class_positions(annotations)[annotations.labels[keep]],
+        boxes_xywh_px=np.concatenate((joined[:, :2], size), axis=1)[keep],
+        area=areas[keep],
+        crowd=annotations.crowd[keep],
+        row=np.flatnonzero(keep),
+        num_images=len(annotations),
+        class_names=annotations.class_names,
+    )

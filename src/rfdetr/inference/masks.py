@@ -1,0 +1,73 @@
+"""Masks of detections in the formats that `predict` offers, enlarged one by one."""
+
+from __future__ import annotations
+
+import math
+import mmap
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from rfdetr.datasets import rle
+from rfdetr.inference.sv import supervision
+from rfdetr.models.enlarge import cut_outs, paste
+
+MASK_FORMATS = ("dense", "rle", "polygon")
+
+
+def check_format(mask_format: str, has_masks: bool) -> None:
+    """ValueError for an unknown format, or one that a model without masks cannot give."""
+    if mask_format not in MASK_FORMATS:
+        raise ValueError(f"mask_format={mask_format!r} must be one of {', '.join(map(repr, MASK_FORMATS))}")
+    if not has_masks and mask_format != "dense":
+        raise ValueError(f"mask_format={mask_format!r} is for segmentation models; this one finds no masks")
+
+
+def to_masks(logits: Tensor, hw: tuple[int, int], mask_format: str) -> tuple[np.ndarray | None, dict[str, np.ndarray]]:
+    """Mask logits (N, h, w) at a picture's height and width: the dense masks (N, H, W) bool or None, and other data.
+
+    "rle" gives `rle`, COCO's {"size": [H, W], "counts": text}; "polygon" gives `polygons`, per detection a list of
+    (n, 2) int32 of x, y in pixels, one for each outer or inner border. Both are object arrays (N,).
+    """
+    parts = cut_outs(logits, hw)
+    if mask_format == "rle":
+        return None, {"rle": _objects(len(logits), (_to_rle(*part, hw) for part in parts))}
+    if mask_format == "polygon":
+        return None, {"polygons": _objects(len(logits), (_to_polygons(*part) for part in parts))}
+    masks = _zeros((len(logits), *hw))
+    paste(masks, parts)
+    return masks, {}
+
+
+def _zeros(shape: tuple[int, ...]) -> np.ndarray:
+    """Like np.zeros of bool, which however asks for pages of 2 MB; these of 4 KB are taken as they are written to."""
+    size = math.prod(shape)
+    return np.frombuffer(mmap.mmap(-1, max(1, size)), bool, size).reshape(shape)
+
+
+def _to_rle(top: int, left: int, mask: np.ndarray, hw: tuple[int, int]) -> dict[str, Any]:
+    height, width = hw
+    columns = np.zeros((height, mask.shape[1]), bool, order="F")
+    columns[top : top + mask.shape[0]] = mask
+    counts = rle.encode(columns).tolist()
+    # Runs of zeros have even places.
+    before, after = height * left, height * (width - left - mask.shape[1])
+    counts[0] += before
+    if len(counts) % 2:
+        counts[-1] += after
+    elif after:
+        counts.append(after)
+    return {"size": [height, width], "counts": rle.to_text(np.array(counts))}
+
+
+def _to_polygons(top: int, left: int, mask: np.ndarray) -> list[np.ndarray]:
+    return [polygon + np.array([left, top], polygon.dtype) for polygon in supervision().mask_to_polygons(mask)]
+
+
+def _objects(count: int, values: Iterable[Any]) -> np.ndarray:
+    array = np.empty(count, dtype=object)
+    for index, value in enumerate(values):
+        array[index] = value
+    return array
