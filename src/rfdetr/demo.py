@@ -29,6 +29,7 @@ class Task:
         shapes: what is drawn.
         column, name: the number that the demo ends with, as `evaluate` calls it and for people.
         model, training: further options when it starts from random weights.
+        judging: options of the evaluation.
     """
 
     kind: type[RFDETR]
@@ -37,18 +38,22 @@ class Task:
     name: str
     model: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
+    judging: dict[str, Any] = field(default_factory=dict)
 
 
 TASKS = {
     "detect": Task(RFDETRNano, SHAPES, "mAP_50", "box AP50"),
-    "segment": Task(RFDETRSegNano, SHAPES, "segm_mAP_50", "mask AP50", {"resolution": 120, "dec_layers": 2}),
+    "segment": Task(
+        RFDETRSegNano, SHAPES, "segm_mAP_50", "mask AP50", {"resolution": 120, "dec_layers": 2}, {"epochs": 8}
+    ),
     "keypoints": Task(
         RFDETRKeypointPreview,
         ("dart",),
         "keypoint_map_50",
         "keypoint AP50 (OKS)",
-        {"resolution": 120, "dec_layers": 2},
-        {"skip_best_epochs": 0},
+        {"resolution": 120, "dec_layers": 2, "num_queries": 25, "num_select": 50},
+        {"epochs": 5, "skip_best_epochs": 0},
+        {"keypoint_oks_sigmas": [0.05] * 4},
     ),
 }
 # From random weights: a network small enough to learn shapes in minutes on two cores.
@@ -102,7 +107,7 @@ def run_demo(output: str | Path, weights: str | None = None, epochs: int | None 
     print(f"demo: drawing {sum(pictures.values())} pictures of shapes into {folder / 'data'}")
     draw_dataset(folder / "data", pictures, hw=(side, side), max_objects=4, shapes=what.shapes)
     model = what.kind(**model_options)
-    options = {**training, **({"epochs": epochs} if epochs else {})}
+    options = {**training, **what.judging, **({"epochs": epochs} if epochs else {})}
     print(f"demo: training for {options['epochs']} epochs; checkpoints and logs go to {folder / 'run'}", flush=True)
     model.train(
         dataset_dir=folder / "data",
@@ -117,7 +122,7 @@ def run_demo(output: str | Path, weights: str | None = None, epochs: int | None 
     saved = folder / "run" / "checkpoint_best_total.pth"
     print(f"demo: loading {saved} and judging it on the pictures it has never seen")
     loaded = from_checkpoint(saved)
-    metrics = loaded.evaluate(folder / "data", split="test", num_workers=0, batch_size=16)
+    metrics = loaded.evaluate(folder / "data", split="test", num_workers=0, batch_size=16, **what.judging)
     sheet = show_predictions(loaded, folder / "data", folder / "pictures")
     minutes, seconds = divmod(round(time.monotonic() - started), 60)
     score = metrics[f"test/{what.column}"]

@@ -15,8 +15,10 @@ SHAPES = ("circle", "square", "triangle", "star")
 HUES = {"circle": 0.0, "square": 0.6, "triangle": 0.15, "star": 0.35, "dart": 0.6}
 # Shapes whose corners are keypoints: their names in the order of the outline, and the lines between them from 1 on.
 KEYPOINTS = {"dart": (("nose", "right_wing", "tail", "left_wing"), ((1, 2), (2, 3), (3, 4), (4, 1)))}
-# Corners of a dart that points to the right: their angles in turns, and their distances from the middle.
-_DART = np.array([0.0, 0.39, 0.5, 0.61]), np.array([1.0, 0.9, 0.35, 0.9])
+# Corners of a dart that points upwards: their angles in turns, and their distances from the middle.
+_DART = np.array([0.75, 0.11, 0.25, 0.39]), np.array([1.0, 0.9, 0.5, 0.9])
+# How far shapes with keypoints lean to either side at most: their ends have to be told apart, as those of people are.
+_LEAN = np.deg2rad(25)
 # Pictures are drawn larger and reduced, which smooths the edges.
 _OVERSAMPLE = 3
 
@@ -45,7 +47,8 @@ def draw_picture(
         label = int(rng.integers(len(shapes)))
         radius = float(rng.uniform(0.12, 0.28)) * min(hw)
         centre = (float(rng.uniform(radius, width - radius)), float(rng.uniform(radius, height - radius)))
-        points = outline(shapes[label], centre, radius, float(rng.uniform(0, 2 * np.pi)))
+        turn = _LEAN if shapes[label] in KEYPOINTS else np.pi
+        points = outline(shapes[label], centre, radius, float(rng.uniform(-turn, turn)))
         box = np.concatenate((points.min(0), points.max(0)))
         # Later shapes lie on top, so one that would hide another is left out.
         if len(boxes) and _covered(boxes, box).max() > 0.3:

@@ -104,9 +104,11 @@ def logits_of(masks: Masks, image: Tensor, query: Tensor) -> Tensor:
     """Whole mask logits of chosen queries, (M,) and (M,) -> (M, h, w)."""
     if isinstance(masks, Tensor):
         return masks[image, query].float()
-    features, vectors = masks["spatial_features"].float(), _vectors(masks, image, query).float()
-    maps = [torch.einsum("chw,mc->mhw", one, vectors[image == i]) for i, one in enumerate(features)]
-    return torch.cat(maps) + masks["bias"].float()
+    # Pixels by channels is how the mask head leaves its maps in memory, and how their gradient should come back.
+    features = masks["spatial_features"].float().flatten(2).transpose(1, 2)
+    vectors = _vectors(masks, image, query).float()
+    maps = [vectors[image == i] @ one.T for i, one in enumerate(features)]
+    return (torch.cat(maps) + masks["bias"].float()).unflatten(1, mask_size(masks))
 
 
 @dataclass(frozen=True)
