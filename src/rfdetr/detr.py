@@ -20,7 +20,8 @@ from rfdetr.datasets.transforms import MEAN, STD, normalise, to_network_size
 from rfdetr.inference.images import check_shape, load_images
 from rfdetr.inference.masks import check_format
 from rfdetr.inference.results import to_result
-from rfdetr.main import CHANGES, Model, by_event
+from rfdetr.main import CHANGES, Model
+from rfdetr.training.callbacks import by_event
 
 # Pictures per forward pass of a long list.
 CHUNK = 32

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -21,16 +22,23 @@ def short(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_last_line_is_the_result(short: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["demo", "--epochs", "1"]) == 0
+@pytest.mark.parametrize(
+    ("task", "score"), [("detect", "box AP50"), ("segment", "mask AP50"), ("keypoints", r"keypoint AP50 \(OKS\)")]
+)
+def test_the_last_line_is_the_result(
+    task: str, score: str, short: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = {**demo.TASKS[task].model, **({} if task == "detect" else {"resolution": 48, "num_queries": 10})}
+    monkeypatch.setitem(demo.TASKS, task, dataclasses.replace(demo.TASKS[task], model=small))
+    assert cli.main(["demo", "--epochs", "1", "--task", task]) == 0
     last = capsys.readouterr().out.strip().splitlines()[-1]
-    assert re.fullmatch(r"demo: box AP50 \d\.\d\d on 48 held-out pictures after \d+ min \d+ s", last)
+    assert re.fullmatch(rf"demo: {score} \d\.\d\d on 48 held-out pictures after \d+ min \d+ s", last)
     assert (short / "demo" / "run" / "checkpoint_best_total.pth").is_file()
     with Image.open(short / "demo" / "pictures" / "all.png") as sheet:
         assert sheet.width > 1000
     assert len(list((short / "demo" / "pictures").glob("test_*.png"))) == 12
     # Again: the demo's own folder may be written over.
-    assert cli.main(["demo", "--epochs", "1"]) == 0
+    assert cli.main(["demo", "--epochs", "1", "--task", task]) == 0
 
 
 def test_a_folder_of_the_user_is_left_alone(short: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from tests.mirror import mirror_target
 from tests.vectors import PICTURES, assert_close, read_arrays, read_json
 
 from rfdetr.datasets.augment import build_augmentations
@@ -17,7 +18,6 @@ from rfdetr.datasets.transforms import (
     Target,
     TrainTransform,
     crop_target,
-    mirror_target,
     multi_scale_sizes,
     normalise,
     resize,

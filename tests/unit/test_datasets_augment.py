@@ -14,6 +14,7 @@ import pytest
 import scipy.ndimage
 import torch
 from PIL import Image, ImageEnhance, ImageOps
+from tests.mirror import mirror_target
 from tests.vectors import read_arrays, read_json
 
 from rfdetr.datasets import aug_config, aug_configs
@@ -21,7 +22,7 @@ from rfdetr.datasets.aug_configs import CONTAINERS, PRESETS, TRANSFORMS
 from rfdetr.datasets.augment import COLOUR, GEOMETRY, build_augmentations
 from rfdetr.datasets.geometry import PER_OBJECT, Target, shift_and_scale, warp_image, warp_target
 from rfdetr.datasets.masks import MaskStack
-from rfdetr.datasets.transforms import TrainTransform, crop_target, mirror_target, resize_target
+from rfdetr.datasets.transforms import TrainTransform, crop_target, resize_target
 
 SIDE = 160
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,12 +46,6 @@ def short_side_size(hw: tuple[int, int], short: int, longest: int | None = None)
 def crop_target(target: Target, top: int, left: int, hw: tuple[int, int]) -> Target:
     """Move a target into a crop of size `hw`: boxes are clamped, and what ends empty is dropped."""
     return warp_target(target, shift_and_scale(-left, -top), hw)
-
-
-def mirror_target(target: Target, width: int, flip_pairs: Sequence[int] = ()) -> Target:
-    """Mirror a target left to right in a picture of this width; `flip_pairs`: see `warp_target`."""
-    hw = int(target["size"][0]), width
-    return warp_target(target, shift_and_scale(width, 0, -1, 1), hw, whole=True, flip_pairs=flip_pairs)
 
 
 def to_relative(target: Target) -> Target:

@@ -20,6 +20,7 @@ from rfdetr.models.lora import merge_adapters_
 from rfdetr.training import state as files
 from rfdetr.training.auto_batch import choose_batch_size
 from rfdetr.training.averages import Averages
+from rfdetr.training.callbacks import Callbacks
 from rfdetr.training.finish import finish
 from rfdetr.training.job import Job
 from rfdetr.training.loggers import TextLog, finite, open_sinks
@@ -32,7 +33,7 @@ from rfdetr.training.summary import record, rehearsed, save_grids, summary
 from rfdetr.training.watch import Interrupted
 
 if TYPE_CHECKING:
-    from rfdetr.main import Callbacks, Model
+    from rfdetr.main import Model
 
 
 def run(model: Model, config: TrainConfig, job: Job, callbacks: Callbacks, processes: Processes) -> int | None:

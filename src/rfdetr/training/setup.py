@@ -28,6 +28,7 @@ from rfdetr.models.detector import Detector
 from rfdetr.models.lora import add_adapters, load_adapter_state
 from rfdetr.training import state as files
 from rfdetr.training.averages import Averages
+from rfdetr.training.callbacks import Callbacks
 from rfdetr.training.ema import ModelEma
 from rfdetr.training.job import Job
 from rfdetr.training.loggers import Sink, TextLog
@@ -38,7 +39,7 @@ from rfdetr.training.state import EarlyStopping, Parts, RunState
 from rfdetr.training.watch import RunWatch
 
 if TYPE_CHECKING:
-    from rfdetr.main import Callbacks, Model
+    from rfdetr.main import Model
 
 
 @dataclass
