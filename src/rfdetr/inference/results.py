@@ -80,8 +80,8 @@ def _to_key_points(
         keypoint_confidence=points[..., 2],
         detection_confidence=kept["scores"].numpy(),
         class_id=class_id,
-        # A keypoint that the class does not have has a confidence of 0.
-        visible=points[..., 2] > 0.5,
+        # Which keypoints the class has: the others have a confidence of 0.
+        visible=points[..., 2] > 0,
         data={
             "xyxy": xyxy,
             **data,
