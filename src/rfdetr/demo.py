@@ -28,6 +28,7 @@ class Task:
     Args:
         shapes: what is drawn.
         column, name: the number that the demo ends with, as `evaluate` calls it and for people.
+        tuned_side: pixels of the pictures when it starts from published weights.
         model, training: further options when it starts from random weights.
         judging: options of the evaluation.
     """
@@ -36,21 +37,23 @@ class Task:
     shapes: tuple[str, ...]
     column: str
     name: str
+    tuned_side: int
     model: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     judging: dict[str, Any] = field(default_factory=dict)
 
 
 TASKS = {
-    "detect": Task(RFDETRNano, SHAPES, "mAP_50", "box AP50"),
+    "detect": Task(RFDETRNano, SHAPES, "mAP_50", "box AP50", 256),
     "segment": Task(
-        RFDETRSegNano, SHAPES, "segm_mAP_50", "mask AP50", {"resolution": 120, "dec_layers": 2}, {"epochs": 8}
+        RFDETRSegNano, SHAPES, "segm_mAP_50", "mask AP50", 252, {"resolution": 120, "dec_layers": 2}, {"epochs": 8}
     ),
     "keypoints": Task(
         RFDETRKeypointPreview,
         ("dart",),
         "keypoint_map_50",
         "keypoint AP50 (OKS)",
+        264,
         {"resolution": 120, "dec_layers": 2, "num_queries": 25, "num_select": 50},
         {"epochs": 5, "skip_best_epochs": 0},
         {"keypoint_oks_sigmas": [0.05] * 4},
@@ -84,7 +87,6 @@ FRESH_TRAINING: dict[str, Any] = {
 }
 FRESH_PICTURES = {"train": 640, "valid": 48, "test": 48}
 # From published weights: little is left to learn, but every picture costs more.
-TUNED_MODEL: dict[str, Any] = {"resolution": 256}
 TUNED_TRAINING: dict[str, Any] = {"epochs": 3, "batch_size": 4, "grad_accum_steps": 1, "multi_scale": False}
 TUNED_PICTURES = {"train": 64, "valid": 16, "test": 48}
 
@@ -96,17 +98,18 @@ def run_demo(output: str | Path, weights: str | None = None, epochs: int | None 
         FileExistsError: the folder is there and was not written by a demo.
     """
     started = time.monotonic()
-    folder, what = _claim(Path(output)), TASKS[task]
+    what = TASKS[task]
+    _refuse_other(Path(output))
     model_options: dict[str, Any]
     model_options, training = {**FRESH_MODEL, **what.model}, {**FRESH_TRAINING, **what.training}
     pictures = FRESH_PICTURES
     if weights:
-        model_options = {**TUNED_MODEL, "pretrain_weights": str(find_weights(weights))}
-        training, pictures = TUNED_TRAINING, TUNED_PICTURES
-    side = int(model_options["resolution"])
+        model_options = {"resolution": what.tuned_side, "pretrain_weights": str(find_weights(weights))}
+        training, pictures = {**what.training, **TUNED_TRAINING}, TUNED_PICTURES
+    model, side = what.kind(**model_options), int(model_options["resolution"])
+    folder = _claim(Path(output))
     print(f"demo: drawing {sum(pictures.values())} pictures of shapes into {folder / 'data'}")
     draw_dataset(folder / "data", pictures, hw=(side, side), max_objects=4, shapes=what.shapes)
-    model = what.kind(**model_options)
     options = {**training, **what.judging, **({"epochs": epochs} if epochs else {})}
     print(f"demo: training for {options['epochs']} epochs; checkpoints and logs go to {folder / 'run'}", flush=True)
     model.train(
@@ -134,10 +137,14 @@ def run_demo(output: str | Path, weights: str | None = None, epochs: int | None 
     return score
 
 
-def _claim(folder: Path) -> Path:
-    """The demo's folder, new or left by an earlier demo."""
+def _refuse_other(folder: Path) -> None:
+    """FileExistsError for a folder that is not left by an earlier demo."""
     if folder.exists() and not (folder / MARK).is_file():
         raise FileExistsError(f"{folder} exists and was not written by a demo; give another folder with --output")
+
+
+def _claim(folder: Path) -> Path:
+    """The demo's folder, with a mark in it."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MARK).write_text("The next `rfdetr demo` writes over this folder.\n", encoding="utf-8")
     return folder

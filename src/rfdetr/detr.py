@@ -141,8 +141,8 @@ class RFDETR:
             if options.pop(name, None):
                 warnings.warn(f"train({name}=...) has no effect; use resume to go on with a run", DeprecationWarning, 2)
         # Here because `Model.train` lets other settings pass, with a warning.
-        known = configs.train_config_class(self.model_config)
-        known.refuse_unknown({name: value for name, value in options.items() if name not in CHANGES})
+        of_run = {name: value for name, value in options.items() if name not in CHANGES}
+        configs.train_config_class(self.model_config).refuse_unknown(of_run)
         callbacks = {name: [*self.callbacks.get(name, ()), *given.get(name, ())] for name in {*self.callbacks, *given}}
         self.model.train(callbacks, **options)
 
@@ -176,13 +176,15 @@ class RFDETR:
 
         Raises:
             ImportError: onnx is not installed.
-            ValueError: a shape that is not square or not a multiple of patch size x windows.
+            ValueError: a model of masks or keypoints, or a shape that is not square or no multiple of the block size.
             RuntimeError: the file computes something else than the model.
         """
         from rfdetr.export import onnx
         from rfdetr.export.graph import ExportGraph
 
         config = self.model.config
+        if config.segmentation_head or config.use_grouppose_keypoints:
+            raise ValueError("exports hold boxes alone in this release; this model predicts masks or keypoints")
         height, width = check_shape(shape or (config.resolution, config.resolution), config.block_size)
         if height != width:
             raise ValueError(f"shape=({height}, {width}): exports are square in this release")
@@ -212,8 +214,7 @@ class RFDETR:
 def from_checkpoint(path: str | Path, *, trust_checkpoint: bool = False, **options: Any) -> RFDETR:
     """The model in a checkpoint file, whatever its size; see `RFDETR.from_checkpoint`."""
     path = find_weights(str(path))
-    checkpoint = read_checkpoint(path, trust_checkpoint)
-    right = globals()[class_name(identify(checkpoint))]
+    right = globals()[class_name(identify(read_checkpoint(path, trust_checkpoint)))]
     return right(pretrain_weights=str(path), trust_checkpoint=trust_checkpoint, **options)
 
 

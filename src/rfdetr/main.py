@@ -248,8 +248,8 @@ class Model:
             return
         if num_classes > own:
             raise ValueError(
-                f"the data set has {num_classes} classes, but num_classes={own} was given; leave it out to take the "
-                "data set's"
+                f"the labels of the data set need num_classes={num_classes}, but num_classes={own} was given; leave it "
+                "out to take the data set's"
             )
         warnings.warn(f"num_classes={own} is kept; the data set has {num_classes}", stacklevel=5)
 

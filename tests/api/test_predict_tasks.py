@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from tests.tiny import MODEL, tiny_model
 from tests.vectors import assert_close, read_json, read_tensors
 
 from rfdetr import RFDETR, RFDETRKeypointPreview, RFDETRSegNano
+from rfdetr.inference.masks import to_masks
 from rfdetr.inference.results import to_result
 from rfdetr.inference.sv import supervision
 from rfdetr.models.postprocess import pixel_covariance
@@ -191,3 +193,24 @@ def test_key_points_equal_the_recorded_ones(name):
         precision = kept["keypoint_precision_cholesky"]
         assert_close(found.data["keypoint_precision_cholesky"], precision, "precision")
         assert_close(found.data["covariance"], pixel_covariance(precision, *hw), "covariance")
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 9), (9, 1)])
+def test_a_mask_without_corners_is_the_box_around_it(shape):
+    logits = torch.full((1, 20, 20), -5.0)
+    logits[0, 4 : 4 + shape[0], 6 : 6 + shape[1]] = 5.0
+    (polygon,) = to_masks(logits, (20, 20), "polygon")[1]["polygons"][0]
+    right, bottom = 5 + shape[1], 3 + shape[0]
+    assert polygon.tolist() == [[6, 4], [right, 4], [right, bottom], [6, bottom]]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="only here processes are copied")
+def test_a_forked_process_has_masks_of_its_own():
+    masks, _ = to_masks(torch.full((1, 4, 4), 5.0), (8, 8), "dense")
+    # A child of a process with threads must do nothing but this.
+    child = os.fork()
+    if not child:
+        masks[:] = False
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert masks.all()

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from tests.small_world import shrink
 from tests.tiny import MODEL
 
 from rfdetr import cli, demo
+from rfdetr.variants import VARIANTS
 
 
 @pytest.fixture
@@ -61,3 +63,21 @@ def test_wrong_usage_exits_with_two(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         cli.main(arguments)
     assert stopped.value.code == 2
+
+
+@pytest.mark.parametrize(("task", "size"), [("segment", "seg-nano"), ("keypoints", "keypoint-preview")])
+def test_a_file_of_the_task_can_be_fine_tuned(
+    task: str, size: str, short: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shrink(size, short / "cache", monkeypatch)
+    monkeypatch.setattr(demo, "TUNED_PICTURES", {"train": 4, "valid": 2, "test": 12})
+    monkeypatch.setitem(demo.TASKS, task, dataclasses.replace(demo.TASKS[task], tuned_side=56))
+    weights = short / "cache" / str(VARIANTS[size].weights)
+    assert cli.main(["demo", "--task", task, "--weights", str(weights), "--epochs", "1"]) == 0
+    assert "on 12 held-out pictures" in capsys.readouterr().out.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize("task", demo.TASKS)
+def test_the_side_of_tuned_pictures_fits_the_size(task: str) -> None:
+    config = demo.TASKS[task].kind.get_model_config(pretrain_weights=None)
+    assert demo.TASKS[task].tuned_side % config.block_size == 0

@@ -244,7 +244,7 @@ def test_known_pairs_are_mirrored_and_unknown_ones_are_not(data: dict[str, Path]
     ("task", "shapes", "given", "message"),
     [
         ("keypoints", ("circle",), {}, "no category has 'keypoints'"),
-        ("keypoints", ("dart",), {"num_keypoints_per_class": [3]}, r"num_keypoints_per_class=\[3\]; leave it out"),
+        ("keypoints", ("dart",), {"num_keypoints_per_class": [3]}, r"num_keypoints_per_class=\[3\]; a model takes"),
         ("segment", ("circle",), {}, "outline"),
     ],
 )
@@ -330,3 +330,48 @@ def test_masks_are_compared_at_the_size_of_the_head_where_that_is_wanted(data: d
     assert at_picture["test/mAP_50_95"] == at_head["test/mAP_50_95"]
     with pytest.raises(ValueError, match="eval_masks_head_resolution: the model does not predict that"):
         tiny_model().train(dataset_dir=data["segment"], eval_masks_head_resolution=True, **TRAINING)
+
+
+@pytest.mark.parametrize(("task", "field"), [("segment", "segmentation"), ("keypoints", "keypoints")])
+def test_a_validation_split_without_what_the_task_is_about_is_judged_by_its_boxes(
+    task: str, field: str, tmp_path: Path
+) -> None:
+    folder = tiny_data(tmp_path / "data", shapes=("dart",))
+    file = folder / "valid" / "_annotations.coco.json"
+    content = json.loads(file.read_text())
+    for one in content["annotations"]:
+        del one[field]
+    file.write_text(json.dumps(content))
+    with pytest.warns(UserWarning) as raised:
+        train(task, {task: folder}, tmp_path / "out", epochs=1)
+    told = [str(one.message) for one in raised]
+    what = {"segment": "outlines", "keypoints": "labelled keypoints"}[task]
+    assert sum(f"has no {what} in its 4 pictures; their boxes are judged alone" in text for text in told) == 1
+    line = json.loads((tmp_path / "out" / "log.txt").read_text())
+    assert "test_coco_eval_bbox" in line
+    assert not {"test_coco_eval_masks", "test_coco_eval_keypoints"} & set(line)
+    assert line["best_res" if "best_res" in line else "all_best_res"] == line["test_coco_eval_bbox"][0]
+
+
+def test_a_score_that_is_not_defined_decides_nothing() -> None:
+    assert score_of({"coco_eval_bbox": [-1.0] * 12}, "map") is None
+
+
+@pytest.mark.parametrize("task", MODELS)
+def test_what_an_export_would_leave_out_is_refused(task: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="exports hold boxes alone"):
+        MODELS[task]().export(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_evaluation_refuses_what_a_run_refuses(data: dict[str, Path]) -> None:
+    model = tiny_model(num_classes=4)
+    with pytest.raises(ValueError, match="keypoint_oks_sigmas: the model does not predict that"):
+        model.evaluate(data["segment"], keypoint_oks_sigmas=[0.1])
+    with pytest.raises(ValueError, match="split='dev' is not known; choose one of train, val, test"):
+        model.evaluate(data["segment"], split="dev")
+    model.model.class_names = ["star", "square", "triangle", "circle"]
+    with pytest.warns(UserWarning, match="the classes of the model in another order"):
+        model.evaluate(data["segment"], num_workers=0)
+    with pytest.raises(ValueError, match=r"\[17\]; a model takes those of the data set in train\(\)"):
+        tiny_keypoints(num_classes=1, num_keypoints_per_class=[17]).evaluate(data["keypoints"])

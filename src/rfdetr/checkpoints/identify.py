@@ -43,7 +43,7 @@ def structure(checkpoint: Checkpoint) -> dict[str, Any]:
         "hidden_dim": weights["class_embed.weight"].shape[1],
         "dec_layers": 1 + _highest(checkpoint, "transformer.decoder.layers."),
         "projector_scale": [_level(checkpoint, i) for i in range(levels)],
-        "segmentation_head": "segmentation_head.bias" in weights,
+        "segmentation_head": any(name.startswith("segmentation_head.") for name in weights),
         "use_grouppose_keypoints": any(name.startswith("keypoint_embed.") for name in weights),
     }
 
@@ -82,7 +82,9 @@ def identify(checkpoint: Checkpoint) -> str:
     found = structure(checkpoint)
     fitting = [key for key, row in VARIANTS.items() if _row_structure(row) == found]
     if len(fitting) > 1:
-        fitting = _by_origin(checkpoint, fitting) or [min(fitting, key=lambda key: _position_gap(checkpoint, key))]
+        known = {**checkpoint.args, **checkpoint.model_config}
+        alike = [key for key in fitting if VARIANTS[key].queries == known.get("num_queries")] or fitting
+        fitting = _by_origin(checkpoint, fitting) or [min(alike, key=lambda key: _position_gap(checkpoint, key))]
     if not fitting:
         told = ", ".join(f"{name}={value}" for name, value in found.items())
         raise ValueError(f"checkpoint {checkpoint.path} fits no published size ({told}); open it with its own class")

@@ -133,7 +133,8 @@ def assign_labels(counts: Sequence[int], wanted: Wanted, file: Path) -> tuple[tu
     if [count for count in wanted if count] != [count for count in counts if count]:
         raise ValueError(
             f"{file}: its classes have {list(counts)} keypoints, which does not fit "
-            f"num_keypoints_per_class={list(wanted)}; leave it out to take those of the data set"
+            f"num_keypoints_per_class={list(wanted)}; a model takes those of the data set in train() where the option "
+            "is left out"
         )
     slots = [label for label, count in enumerate(wanted) if count]
     free = (label for label in range(len(wanted) + len(counts)) if label not in slots)

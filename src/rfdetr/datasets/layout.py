@@ -104,6 +104,8 @@ def _existing(root: Path, dataset_file: str) -> Path:
     if dataset_file not in DATASET_FILES:
         raise ValueError(f"dataset_file={dataset_file!r} is not known; choose one of {', '.join(DATASET_FILES)}")
     root = Path(root).expanduser().resolve()
+    # The data.yaml of a data set names it too.
+    root = root.parent if root.is_file() else root
     if not root.is_dir():
         raise FileNotFoundError(f"data set folder {root} does not exist")
     return root

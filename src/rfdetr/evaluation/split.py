@@ -47,7 +47,9 @@ class SplitEvaluation:
         self.boxes = CocoEvaluator(truth, max_dets)
         self.masks = CocoEvaluator(truth, max_dets)
         self.keypoints: CocoEvaluator | None = None
-        if annotations.keypoints is not None and annotations.schema is not None:
+        # Without a single outline or keypoint to compare with, the boxes are all there is to judge.
+        self._outlines = annotations.outlines if truth_has_outlines(annotations) else None
+        if annotations.keypoints is not None and annotations.schema is not None and truth_has_points(annotations):
             counts = dict(enumerate(annotations.schema.counts))
             self._classes = KeypointClasses.of([counts.get(n, 0) for n in annotations.categories.labels], sigmas)
             points = annotations.keypoints[truth.row]
@@ -63,9 +65,8 @@ class SplitEvaluation:
         classes = classes[known]
         scores, boxes = (found[name].cpu().numpy()[known] for name in ("scores", "boxes"))
         self.boxes.update(index, scores, classes, boxes)
-        outlines = self.annotations.outlines
-        if outlines is not None and "mask_logits" in found:
-            measured = self._compare_masks(outlines, index, classes, found["mask_logits"].cpu()[known], hw)
+        if self._outlines is not None and "mask_logits" in found:
+            measured = self._compare_masks(self._outlines, index, classes, found["mask_logits"].cpu()[known], hw)
             self.masks.update_overlaps(index, scores, classes, *measured)
         if self.keypoints is not None and "keypoints" in found:
             points = found["keypoints"][..., :2].double().cpu().numpy()[known]
@@ -119,6 +120,16 @@ class SplitEvaluation:
         if self.keypoints:
             stats["coco_eval_keypoints"] = self._classes.stats(self.keypoints.summarize())
         return stats
+
+
+def truth_has_outlines(annotations: AnnotationSet) -> bool:
+    """Whether any object has an outline."""
+    return annotations.outlines is not None and bool(annotations.outlines.exist.any())
+
+
+def truth_has_points(annotations: AnnotationSet) -> bool:
+    """Whether any object has a labelled keypoint."""
+    return annotations.keypoints is not None and bool((annotations.keypoints[..., 2] > 0).any())
 
 
 def _summary(evaluator: CocoEvaluator) -> tuple[list[float], dict[str, Any]]:

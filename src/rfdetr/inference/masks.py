@@ -44,7 +44,12 @@ def to_masks(logits: Tensor, hw: tuple[int, int], mask_format: str) -> tuple[np.
 def _zeros(shape: tuple[int, ...]) -> np.ndarray:
     """Like np.zeros of bool, which however asks for pages of 2 MB; these of 4 KB are taken as they are written to."""
     size = math.prod(shape)
-    return np.frombuffer(mmap.mmap(-1, max(1, size)), bool, size).reshape(shape)
+    # Private, so that a forked process has a copy of its own; Windows has neither forks nor the flags.
+    private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+    memory = mmap.mmap(-1, max(1, size), **private)
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):
+        memory.madvise(mmap.MADV_NOHUGEPAGE)
+    return np.frombuffer(memory, bool, size).reshape(shape)
 
 
 def _to_rle(top: int, left: int, mask: np.ndarray, hw: tuple[int, int]) -> dict[str, Any]:
@@ -63,7 +68,12 @@ def _to_rle(top: int, left: int, mask: np.ndarray, hw: tuple[int, int]) -> dict[
 
 
 def _to_polygons(top: int, left: int, mask: np.ndarray) -> list[np.ndarray]:
-    return [polygon + np.array([left, top], polygon.dtype) for polygon in supervision().mask_to_polygons(mask)]
+    polygons = supervision().mask_to_polygons(mask)
+    if not polygons and mask.any():
+        # A mask too thin for corners is given as the box around it.
+        (y0, y1), (x0, x1) = (np.flatnonzero(mask.any(axis))[[0, -1]] for axis in (1, 0))
+        polygons = [np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]], np.int32)]
+    return [polygon + np.array([left, top], polygon.dtype) for polygon in polygons]
 
 
 def _objects(count: int, values: Iterable[Any]) -> np.ndarray:

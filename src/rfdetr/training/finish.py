@@ -18,6 +18,7 @@ from rfdetr.evaluation.oks import warn_of_guess
 from rfdetr.models.criterion import Criterion
 from rfdetr.models.lora import merge_adapters_
 from rfdetr.training import state as files
+from rfdetr.training.job import check_use
 from rfdetr.training.loggers import finite, plot_history
 from rfdetr.training.metrics import epoch_metrics, precision_columns
 from rfdetr.training.progress import Progress
@@ -59,7 +60,7 @@ def _best_weights(this: Run) -> None:
     if source is None:
         if this.job.valid is not None:
             skipped = this.config.skip_best_epochs
-            why = f"skip_best_epochs={skipped} leaves none" if skipped else "no evaluation took place"
+            why = f"skip_best_epochs={skipped} leaves none" if skipped else "no evaluation gave a score"
             warnings.warn(f"{why}; the final weights become checkpoint_best_total.pth", stacklevel=6)
         source = "regular" if parts.ema is None else "ema"
     weights = files.whole_weights(parts.model if source == "regular" or parts.ema is None else parts.ema.module)
@@ -89,9 +90,18 @@ def evaluate_split(model: Model, config: TrainConfig, split: str) -> dict[str, f
     task = {"masks": own.segmentation_head, "keypoints": own.use_grouppose_keypoints}
     schema = own.num_keypoints_per_class or None
     root, name = Path(config.dataset_dir), {"val": "valid"}.get(split, split)
+    if split not in ("train", "val", "valid", "test"):
+        raise ValueError(f"split={split!r} is not known; choose one of train, val, test")
     annotations = read_split(root, name, config.dataset_file, schema=schema, **task)
     if annotations.schema is not None:
         warn_of_guess(annotations.schema.counts, config.keypoint_oks_sigmas)
+    check_use(config, own)
+    if sorted(annotations.class_names) == sorted(model.class_names) and annotations.class_names != model.class_names:
+        warnings.warn(
+            f"{annotations.source} has the classes of the model in another order, {annotations.class_names} instead of "
+            f"{model.class_names}; labels are compared by number",
+            stacklevel=3,
+        )
     wanted, there = annotations.categories.num_classes, own.num_classes
     if wanted > there:
         raise ValueError(f"{annotations.source} has {wanted} classes, the model {there}")

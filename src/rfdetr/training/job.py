@@ -14,6 +14,7 @@ from rfdetr.config import ModelConfig, TrainConfig
 from rfdetr.datasets.annotations import AnnotationSet
 from rfdetr.datasets.layout import has_split, read_split
 from rfdetr.evaluation.oks import KeypointClasses, warn_of_guess
+from rfdetr.evaluation.split import truth_has_outlines, truth_has_points
 from rfdetr.log import logger
 from rfdetr.training.loggers import require_services
 from rfdetr.training.runtime import Processes
@@ -58,7 +59,6 @@ def prepare(config: TrainConfig, model: ModelConfig, processes: Processes) -> Jo
     require_services(config)
     plain(config.record(), "TrainConfig")
     root = Path(config.dataset_dir)
-    root = root.parent if root.is_file() else root
     wanted = model.num_keypoints_per_class if model.is_explicit("num_keypoints_per_class") else None
     task: dict[str, Any] = {"masks": model.segmentation_head, "keypoints": model.use_grouppose_keypoints}
     task["schema"] = wanted
@@ -73,6 +73,9 @@ def prepare(config: TrainConfig, model: ModelConfig, processes: Processes) -> Jo
     else:
         advice = "nothing is evaluated, and the last weights become checkpoint_best_total.pth"
         warnings.warn(f"{root} has no validation split: {advice}", stacklevel=4)
+    if valid is not None and (missing := _missing_in(valid)):
+        advice = "their boxes are judged alone and decide which weights are the best"
+        warnings.warn(f"{valid.source} has no {missing} in its {len(valid)} pictures; {advice}", stacklevel=4)
     if config.run_test and has_split(root, "test", config.dataset_file, keypoints=points):
         test = read_split(root, "test", config.dataset_file, train.categories, **task)
     if train.schema is not None:
@@ -83,6 +86,13 @@ def prepare(config: TrainConfig, model: ModelConfig, processes: Processes) -> Jo
     Path(config.output_dir).mkdir(parents=True, exist_ok=True)
     seed = processes.share(secrets.randbelow(2**31) if config.seed is None else config.seed)
     return Job(train, valid, test, names, seed, checkpoint)
+
+
+def _missing_in(annotations: AnnotationSet) -> str:
+    """What the task is about and no object has."""
+    if annotations.outlines is not None and not truth_has_outlines(annotations):
+        return "outlines"
+    return "labelled keypoints" if annotations.keypoints is not None and not truth_has_points(annotations) else ""
 
 
 def _class_names(config: TrainConfig, train: AnnotationSet) -> list[str]:
@@ -117,6 +127,11 @@ def check_agreement(config: TrainConfig, model: ModelConfig) -> None:
             raise ValueError(f"train({name}={value}) contradicts the model's {name}={getattr(model, name)}")
     if config.strategy == "fsdp" and model.backbone_lora:
         raise ValueError("backbone_lora leaves few values to train; use strategy='ddp' with it")
+    check_use(config, model)
+
+
+def check_use(config: TrainConfig, model: ModelConfig) -> None:
+    """Raise a ValueError for options that concern what the model does not predict."""
     unused = [name for name in _FOR_KEYPOINTS if getattr(config, name) and not model.use_grouppose_keypoints]
     unused += [name for name in _FOR_MASKS if getattr(config, name) and not model.segmentation_head]
     if unused:

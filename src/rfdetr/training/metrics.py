@@ -80,11 +80,12 @@ def precision_columns(found: dict[str, Any]) -> dict[str, float]:
 
 
 def score_of(stats: dict[str, Any] | None, metric: str) -> float | None:
-    """The number that decides: AP of masks, keypoints or else boxes, or their AR for "mar"."""
+    """The number that decides: AP of masks, keypoints or else boxes, or their AR for "mar"; None where undefined."""
     if stats is None:
         return None
     entry = next(name for name in ("coco_eval_masks", "coco_eval_keypoints", "coco_eval_bbox") if name in stats)
-    return stats[entry][list(_PRECISION[entry].values())[-1] if metric == "mar" else 0]
+    score = stats[entry][list(_PRECISION[entry].values())[-1] if metric == "mar" else 0]
+    return None if score == -1 else score
 
 
 def _losses(split: str, values: dict[str, Any], compact: bool = True) -> dict[str, float]:
