@@ -34,7 +34,7 @@ TRAINING: dict[str, Any] = {
 
 def tiny_data(folder: Path, **options: Any) -> Path:
     """Ten drawn pictures to train on, four to validate, two for the test."""
-    return draw_dataset(folder, {"train": 10, "valid": 4, "test": 2}, hw=(64, 80), max_objects=3, **options)
+    return draw_dataset(folder, {"train": 10, "valid": 4, "test": 2}, **{"hw": (64, 80), "max_objects": 3, **options})
 
 
 def tiny_model(**options: Any) -> RFDETRNano:

@@ -416,6 +416,8 @@ class TrainConfig(Options):
     def _in_pairs(cls, value: list[int]) -> list[int]:
         if len(value) % 2 or any(index < 0 for index in value):
             raise ValueError("must list keypoint numbers pair after pair, so an even number of them")
+        if len(set(value)) < len(value):
+            raise ValueError("must name no keypoint twice")
         return value
 
     @model_validator(mode="after")

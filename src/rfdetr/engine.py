@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rfdetr.datasets.annotations import AnnotationSet
-from rfdetr.datasets.batch import cut, split
+from rfdetr.datasets.batch import NestedTensor, cut, split
 from rfdetr.datasets.transforms import multi_scale_sizes
 from rfdetr.evaluation.coco import CocoEvaluator
 from rfdetr.evaluation.split import SplitEvaluation, ground_truth
@@ -229,6 +229,14 @@ def _scales(args: Any) -> list[int]:
     )
 
 
+def _shares(samples: NestedTensor) -> list[tuple[float, float]]:
+    """Part of the height and width of a batch that each picture covers; the rest is padding."""
+    if samples.mask is None:
+        return [(1.0, 1.0)] * len(samples)
+    height, width = ((~samples.mask).any(axis).float().mean(1).tolist() for axis in (2, 1))
+    return list(zip(height, width, strict=True))
+
+
 def evaluate(
     model: nn.Module,
     criterion: Criterion | None,
@@ -280,8 +288,8 @@ def evaluate(
                 averages.add(losses, criterion.weighted_total(losses), len(targets), objects)
             sizes = torch.stack([target["orig_size"] for target in targets])
             images = postprocess(outputs, sizes, enlarge_masks=False)
-            for found, (height, width) in zip(images, sizes.tolist(), strict=True):
-                evaluation.add(index, found, (height, width))
+            for found, hw, share in zip(images, sizes.tolist(), _shares(samples), strict=True):
+                evaluation.add(index, found, (hw[0], hw[1]), share)
                 index += processes.world
         for _ in range(idle):
             model(torch.zeros(1, 3, args.resolution, args.resolution, device=runtime.device), last_only=True)

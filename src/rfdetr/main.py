@@ -203,9 +203,14 @@ class Model:
         self.device, self.stop_early, self._trained = device, False, True
         seed_everything(job.seed)
         self._change(**changes)
+        old_rows = dict(zip(self.class_names, self.class_labels, strict=False))
         if job.train.schema is not None:
             self._fit_keypoints(job.train.schema.counts, forget=job.checkpoint is None)
-        self._fit_head(job.num_classes, job.class_names if config.keep_classes else None)
+        labels = job.train.categories.labels
+        kept = {new: old_rows[name] for new, name in zip(labels, job.class_names, strict=False) if name in old_rows}
+        if config.keep_classes:
+            logger.info("known classes: %s", ", ".join(name for name in job.class_names if name in old_rows) or "none")
+        self._fit_head(job.num_classes, kept if config.keep_classes else None)
         self.class_names, self.first_label, self.raw_labels = list(job.class_names), 0, job.raw_labels
         try:
             return run(self, config, job, callbacks, processes)
@@ -267,19 +272,16 @@ class Model:
         if forget:
             refit.forget_precision(network)
 
-    def _fit_head(self, num_classes: int, names: list[str] | None) -> None:
-        """Give the class head the data set's number of classes; rows of known `names` keep their weights."""
-        old = dict(zip(self.class_names, self.class_labels, strict=False)) if names else {}
+    def _fit_head(self, num_classes: int, kept: dict[int, int] | None) -> None:
+        """Give the class head the data set's number of classes; `kept`: start all rows anew but these, new to old."""
         heads = (self.model.class_head, self.model.proposals.classes)
         before = [{n: p.detach().clone() for n, p in head.named_parameters()} for head in heads]
         if num_classes + 1 != self.model.class_head.out_features and not self.config.is_explicit("num_classes"):
             logger.info("the class head is set up for the data set's %d classes", num_classes)
             self.reinitialize_detection_head(num_classes + 1)
-        if names:
-            kept_rows = {new: old[name] for new, name in enumerate(names) if name in old}
-            logger.info("known classes: %s", ", ".join(names[new] for new in kept_rows) or "none")
+        if kept is not None:
             for head, rows in zip(heads, before, strict=True):
-                refit.start_rows(head, rows, kept_rows)
+                refit.start_rows(head, rows, kept)
 
     def load_weights(self, path: Path) -> None:
         """Put the weights of a checkpoint of this very model into the network in memory."""

@@ -25,10 +25,12 @@ from rfdetr.config import (
     TrainConfig,
     train_config_class,
 )
-from rfdetr.datasets.build import build_train_loader
+from rfdetr.datasets.build import build_eval_loader, build_train_loader
 from rfdetr.datasets.layout import read_split
 from rfdetr.datasets.loader import TrainOrder
+from rfdetr.engine import evaluate
 from rfdetr.models.build import build_criterion
+from rfdetr.models.postprocess import PostProcess
 from rfdetr.training.metrics import score_of
 
 MODELS = {"segment": tiny_segmenter, "keypoints": tiny_keypoints}
@@ -370,8 +372,108 @@ def test_an_evaluation_refuses_what_a_run_refuses(data: dict[str, Path]) -> None
         model.evaluate(data["segment"], keypoint_oks_sigmas=[0.1])
     with pytest.raises(ValueError, match="split='dev' is not known; choose one of train, val, test"):
         model.evaluate(data["segment"], split="dev")
-    model.model.class_names = ["star", "square", "triangle", "circle"]
-    with pytest.warns(UserWarning, match="the classes of the model in another order"):
-        model.evaluate(data["segment"], num_workers=0)
     with pytest.raises(ValueError, match=r"\[17\]; a model takes those of the data set in train\(\)"):
         tiny_keypoints(num_classes=1, num_keypoints_per_class=[17]).evaluate(data["keypoints"])
+
+
+class Oracle(torch.nn.Module):
+    """Predicts the masks and boxes of the pictures it is asked for, one batch after the other."""
+
+    def __init__(self, targets: list[dict[str, Any]]) -> None:
+        super().__init__()
+        self.targets, self.seen = targets, 0
+
+    def forward(self, images: torch.Tensor, mask: torch.Tensor | None, **_: bool) -> dict[str, torch.Tensor]:
+        batch = self.targets[self.seen : self.seen + len(images)]
+        self.seen += len(images)
+        height, width = images.shape[-2:]
+        logits = torch.full((len(batch), 9, 5), -20.0)
+        boxes, masks = torch.full((len(batch), 9, 4), 0.5), torch.full((len(batch), 9, height // 2, width // 2), -1.0)
+        for image, target in enumerate(batch):
+            count = len(target["labels"])
+            logits[image, torch.arange(count), torch.from_numpy(target["labels"])] = 20.0
+            boxes[image, :count] = torch.from_numpy(target["boxes"])
+            dense = np.unpackbits(target["masks"], axis=0, count=count, bitorder="little").astype(np.float32)
+            whole = torch.zeros(count, height, width)
+            whole[:, : dense.shape[1], : dense.shape[2]] = torch.from_numpy(dense)
+            masks[image, :count] = torch.nn.functional.avg_pool2d(whole, 2) - 0.5
+        return {"pred_logits": logits, "pred_boxes": boxes, "pred_masks": masks}
+
+
+@pytest.mark.parametrize("square", [True, False])
+@pytest.mark.parametrize("at_head", [True, False])
+def test_the_masks_of_padded_pictures_are_compared_where_the_picture_is(
+    square: bool, at_head: bool, tmp_path: Path
+) -> None:
+    """What is predicted are the masks of the loader, so nothing but rounding is between them and the annotations."""
+    one, other = (tiny_data(tmp_path / name, hw=hw) for name, hw in (("a", (160, 260)), ("b", (240, 130))))
+    document = json.loads((one / "valid" / "_annotations.coco.json").read_text())
+    more = json.loads((other / "valid" / "_annotations.coco.json").read_text())
+    for image in more["images"]:
+        (other / "valid" / image["file_name"]).rename(one / "valid" / f"b_{image['file_name']}")
+        document["images"].append({**image, "id": image["id"] + 100, "file_name": f"b_{image['file_name']}"})
+    document["annotations"] += [
+        {**entry, "id": entry["id"] + 100, "image_id": entry["image_id"] + 100} for entry in more["annotations"]
+    ]
+    (one / "valid" / "_annotations.coco.json").write_text(json.dumps(document))
+    annotations = read_split(one, "valid", masks=True)
+    options = {"square_resize_div_64": square, "num_workers": 0, "batch_size": 3, "eval_masks_head_resolution": at_head}
+    config = SegmentationTrainConfig(dataset_dir=one, **options)
+    model = RFDETRSegNanoConfig(pretrain_weights=None, resolution=192, num_classes=4)
+    loader = build_eval_loader(config, model, annotations, False)
+    targets = [target for _, batch in loader for target in batch]
+    stats, _ = evaluate(Oracle(targets), None, PostProcess(9), loader, annotations, torch.device("cpu"), config)
+    assert stats["coco_eval_bbox"][0] == pytest.approx(1.0)
+    assert stats["coco_eval_masks"][1] == pytest.approx(1.0)
+    assert stats["coco_eval_masks"][0] > 0.9
+
+
+def test_an_evaluation_finds_the_classes_of_the_model_by_name(tmp_path: Path) -> None:
+    """Other ids and a class less in the file leave the numbers of those that are there."""
+    folder = tiny_data(tmp_path / "data", shapes=("circle", "dart", "star"))
+    model = tiny_keypoints(num_classes=3, num_keypoints_per_class=[0, 4])
+    model.model.class_names, model.model.raw_labels = ["circle", "dart", "star"], [0, 1, 2]
+    options = {"keypoint_oks_sigmas": [0.1] * 4, "split": "train", "num_workers": 0}
+    file = folder / "train" / "_annotations.coco.json"
+    content = json.loads(file.read_text())
+    named = {2: 30, 3: 7}
+    kept = [one for one in content["annotations"] if one["category_id"] in named]
+    file.write_text(json.dumps({**content, "annotations": kept}))
+    expected = model.evaluate(folder, **options)
+    used = [{**one, "category_id": named[one["category_id"]]} for one in kept]
+    categories = [{**one, "id": named[one["id"]]} for one in content["categories"] if one["id"] in named]
+    file.write_text(json.dumps({**content, "annotations": used, "categories": categories}))
+    assert model.evaluate(folder, **options) == expected
+    model.model.class_names = ["circle", "star", "dart"]
+    with pytest.raises(ValueError, match=r"have \[0, 4\] keypoints, but \[4, 0\] in the model"):
+        model.evaluate(folder, **options)
+
+
+def test_a_run_goes_on_only_with_its_own_classes_and_keypoints(data: dict[str, Path], tmp_path: Path) -> None:
+    darts = data["keypoints"]
+    options = {**TRAINING, **SIGMAS["keypoints"], "output_dir": tmp_path / "first"}
+    tiny_keypoints(num_keypoints_per_class=[0, 4]).train(dataset_dir=darts, epochs=1, **options)
+    # The schema with the background first is in the file, and need not be given again.
+    again = rfdetr.from_checkpoint(tmp_path / "first" / "checkpoint.pth", device="cpu")
+    again.train(dataset_dir=darts, epochs=2, resume=True, **options)
+    assert again.model_config.num_keypoints_per_class == [0, 4]
+    assert len((tmp_path / "first" / "log.txt").read_text().splitlines()) == 2
+    mixed = [
+        tiny_data(tmp_path / "-".join(shapes), shapes=shapes) for shapes in (("dart", "circle"), ("circle", "dart"))
+    ]
+    options["output_dir"] = tmp_path / "mixed"
+    tiny_keypoints().train(dataset_dir=mixed[0], epochs=1, **options)
+    with pytest.raises(ValueError, match="was written with the classes in another order"):
+        tiny_keypoints().train(dataset_dir=mixed[1], epochs=2, resume=True, **options)
+
+
+@pytest.mark.parametrize(("pairs", "message"), [([5, 6], "keypoint"), ([1, 1], "name no keypoint twice")])
+def test_pairs_that_cannot_be_are_refused_before_the_model_changes(
+    pairs: list[int], message: str, data: dict[str, Path], tmp_path: Path
+) -> None:
+    model = tiny_keypoints()
+    before = (list(model.class_names), model.model_config.num_classes)
+    with pytest.raises(ValueError, match=message):
+        train("keypoints", data, tmp_path / "out", model, keypoint_flip_pairs=pairs)
+    assert (model.class_names, model.model_config.num_classes) == before
+    assert not (tmp_path / "out").exists()

@@ -11,6 +11,7 @@ from tests.vectors import assert_close, pairs_of, read_arrays, read_json, record
 from torch import Tensor
 
 from rfdetr.models import criterion as criterion_module
+from rfdetr.models import keypoints as keypoints_module
 from rfdetr.models.criterion import Criterion
 from rfdetr.models.keypoints import KeypointTerms
 from rfdetr.models.masks import MaskTerms
@@ -91,3 +92,18 @@ def test_assignments_losses_and_gradients_equal_the_recorded_ones(name: str, mon
             assert torch.isfinite(gradient).all()
             scale = max(expected.abs().max().item(), 1e-12) if expected.numel() else 1.0
             assert_close(gradient, expected, key, GRADIENT_TOLERANCE * scale)
+
+
+def test_the_keypoints_of_a_crowd_are_compared_part_by_part_with_the_same_costs(monkeypatch):
+    random = torch.Generator().manual_seed(0)
+    layer = {"pred_keypoints": torch.randn(1, 6, 2 * 3, 8, generator=random)}
+    labels, boxes = torch.randint(0, 2, (11,), generator=random), torch.rand(11, 4, generator=random)
+    keypoints = torch.cat((torch.rand(11, 3, 2, generator=random), torch.ones(11, 3, 1)), dim=-1)
+    terms = KeypointTerms((3, 2), 1.0, 2.0, 3.0, 4.0)
+    whole = list(terms.costs([layer], [labels], [boxes], [keypoints])(0, 0))
+    monkeypatch.setattr(keypoints_module, "CHUNK_VALUES", 6 * 3 * 8 * 4)
+    parts = list(terms.costs([layer], [labels], [boxes], [keypoints])(0, 0))
+    assert len(whole) == len(parts) == 4
+    for one, other in zip(whole, parts, strict=True):
+        assert one.shape == (6, 11)
+        assert torch.equal(one, other)

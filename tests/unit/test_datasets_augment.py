@@ -719,7 +719,7 @@ def test_without_flip_pairs_a_keypoint_model_is_not_mirrored():
         {"Sequential": [{"OneOf": [F, V]}]},
     ]
     with pytest.warns(UserWarning, match="HorizontalFlip, Transpose, VerticalFlip; .*keypoint_flip_pairs") as caught:
-        kept = build_augmentations(config, [], has_keypoints=True)
+        kept = build_augmentations(config, None, has_keypoints=True)
     assert len(caught) == 1
     assert [line.split("(")[0] for line in kept.describe()] == ["Rotate", "OneOf", "SomeOf"]
     assert not [line for line in kept.describe() if "Flip" in line or "Transpose" in line]
@@ -729,6 +729,8 @@ def test_without_flip_pairs_a_keypoint_model_is_not_mirrored():
 
 def test_with_flip_pairs_or_nothing_to_mirror_there_is_no_warning():
     assert len(build_augmentations(config=[F, V], flip_pairs=[0, 1], has_keypoints=True).entries) == 2
+    # It is known that nothing changes places.
+    assert len(build_augmentations(config=[F, V], flip_pairs=(), has_keypoints=True).entries) == 2
     assert len(build_augmentations({"RandomRotate90": {}}, has_keypoints=True).entries) == 1
 
 

@@ -118,11 +118,21 @@ def test_what_is_mended_is_counted_once(tmp_path):
         one(4, segmentation=SQUARE[0]),
         one(5, iscrowd=1),
         one(6, segmentation=[[1, 2, 3, 4]], image_id=99),
+        one(7, segmentation=[[1, 1, 2, 2]]),
+        one(8, segmentation=[[]]),
     ]
     says = (
-        r"unknown images, ignored: 1 .*less than 3 points, which are ignored: 1 \(first: annotation 1 of image 1\); "
-        r"objects without segmentation, whose masks are empty: 2 \(first: annotation 2 of image 1\)"
+        r"unknown images, ignored: 1 .*less than 3 points, which are ignored: 2 \(first: annotation 1 of image 1\); "
+        r"objects without segmentation, whose masks are empty: 3 \(first: annotation 2 of image 1\)"
     )
     with pytest.warns(UserWarning, match=says):
         annotations = read(write(tmp_path, objects, "train"), "train")
-    assert annotations.target(0, 60, 80)["masks"].dense().sum((1, 2)).tolist() == [400, 0, 0, 400]
+    assert annotations.target(0, 60, 80)["masks"].dense().sum((1, 2)).tolist() == [400, 0, 0, 400, 0, 0]
+
+
+def test_only_annotations_have_outlines(tmp_path):
+    file = write(tmp_path, [one(segmentation=SQUARE)]) / "valid" / "_annotations.coco.json"
+    document = json.loads(file.read_text(encoding="utf-8")) | {"info": {"segmentation": "by hand"}}
+    document["categories"][0]["segmentation"] = [[1]]
+    file.write_text(json.dumps(document), encoding="utf-8")
+    assert read(tmp_path).target(0, 60, 80)["masks"].dense().sum() == 400

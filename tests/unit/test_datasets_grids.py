@@ -25,7 +25,7 @@ def batch(count: int, hw: tuple[int, int] = (64, 64)) -> tuple[torch.Tensor, lis
 
 
 def saved(samples: torch.Tensor, targets: list[dict], path: Path, names: tuple[str, ...] = ("a", "b")) -> np.ndarray:
-    save_grid(samples, targets, list(names), path / "grid.png")
+    save_grid(samples, targets, dict(enumerate(names)), path / "grid.png")
     assert [file.name for file in path.iterdir()] == ["grid.png"]
     with Image.open(path / "grid.png") as picture:
         assert picture.format == "PNG"
@@ -80,6 +80,14 @@ def test_pictures_without_objects_and_labels_without_names(kind, tmp_path):
     pixels = saved(samples, targets, tmp_path)
     assert (pixels[:, :64] == 100).all()
     assert (pixels[:, 64:] != 100).any()
+
+
+def test_names_belong_to_labels_and_not_to_positions(tmp_path):
+    pictures = []
+    for number, names in enumerate(({1: "wing"}, {0: "wing", 7: "x"}, {1: "1"})):
+        save_grid(*batch(1), names, tmp_path / f"{number}.png")
+        pictures.append((tmp_path / f"{number}.png").read_bytes())
+    assert pictures[0] != pictures[1] == pictures[2]
 
 
 def test_neighbouring_classes_have_colours_that_differ():

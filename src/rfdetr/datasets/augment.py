@@ -317,8 +317,8 @@ def build_augmentations(
     """The augmentations of an `aug_config`; None is the default, `{}` nothing.
 
     Args:
-        flip_pairs: keypoint indices [a, b, c, d, ...]: a mirror swaps a with b, c with d.
-        has_keypoints: leave out every transform that can mirror, with a warning, if there are no pairs.
+        flip_pairs: keypoint indices [a, b, c, d, ...]: a mirror swaps a with b, c with d. None: unknown.
+        has_keypoints: leave out every transform that can mirror, with a warning, if the pairs are unknown.
 
     Raises:
         ValueError: something in the configuration is wrong; the message says what is allowed.
@@ -326,7 +326,7 @@ def build_augmentations(
     entries, pairs = read_config(config), tuple(flip_pairs or ())
     if len(pairs) % 2 or len(set(pairs)) < len(pairs):
         raise ValueError(f"flip_pairs={list(pairs)} is not a flat list [a, b, c, d, ...] of pairs a-b, c-d, ...")
-    if has_keypoints and not pairs:
+    if has_keypoints and flip_pairs is None:
         removed: list[str] = []
         entries = _without_mirrors(entries, removed)
         if removed:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from torch.utils.data import DataLoader
@@ -9,6 +11,7 @@ from torch.utils.data import DataLoader
 from rfdetr.config import ModelConfig, TrainConfig
 from rfdetr.datasets.annotations import AnnotationSet
 from rfdetr.datasets.augment import Augment, build_augmentations
+from rfdetr.datasets.keypoints import KeypointSchema
 from rfdetr.datasets.loader import EvalOrder, Pictures, TrainOrder, make_loader
 from rfdetr.datasets.transforms import EvalTransform, TrainTransform, multi_scale_sizes
 
@@ -33,10 +36,21 @@ def augmentations(config: TrainConfig, annotations: AnnotationSet) -> Augment:
     schema = annotations.schema
     if schema is None:
         return build_augmentations(config.aug_config)
-    pairs, count = config.keypoint_flip_pairs or schema.flip_pairs, max(schema.counts)
-    if max(pairs, default=0) >= count:
-        raise ValueError(f"keypoint_flip_pairs={pairs}: the keypoints of {annotations.source} are 0 to {count - 1}")
+    check_flip_pairs(config.keypoint_flip_pairs, schema, annotations.source)
+    pairs = config.keypoint_flip_pairs or schema.flip_pairs
     return build_augmentations(config.aug_config, pairs, has_keypoints=True)
+
+
+def check_flip_pairs(pairs: Sequence[int], schema: KeypointSchema, source: Path) -> None:
+    """ValueError if a given pair names a keypoint twice or one that not every class with keypoints has."""
+    count, given = min(count for count in schema.counts if count), f"keypoint_flip_pairs={list(pairs)}"
+    if max(pairs, default=0) >= count:
+        raise ValueError(
+            f"{given}: a class of {source} has only {count} keypoints, 0 to {count - 1}, and the pairs are for all "
+            "classes; give fewer pairs, or none and aug_config={}, which mirrors nothing"
+        )
+    if len(set(pairs)) < len(pairs):
+        raise ValueError(f"{given}: a keypoint is given twice; each can change places with one other alone")
 
 
 def build_eval_loader(

@@ -28,7 +28,7 @@ from rfdetr.datasets.annotations import (
 )
 from rfdetr.datasets.categories import as_keys, category_entries, read_categories, where
 from rfdetr.datasets.coco_tasks import Segmentations, read_keypoints
-from rfdetr.datasets.keypoints import KeypointSchema, Wanted, coco_schema
+from rfdetr.datasets.keypoints import KeypointSchema, Wanted, check_names, coco_schema
 
 
 def read_coco(
@@ -97,9 +97,11 @@ def _with_keypoints(
     own: Categories, document: dict[str, Any], trained: Categories | None, schema: Wanted, file: Path
 ) -> tuple[Categories, KeypointSchema]:
     """The schema of the train split where it is given, or that of the document and the labels that follow from it."""
+    entries = category_entries(document, own)
     if trained is not None and isinstance(schema, KeypointSchema):
+        check_names(entries, trained.labels_of(np.array(own.ids)).tolist(), schema, file)
         return own, schema
-    found, slots = coco_schema(category_entries(document, own), schema, file)
+    found, slots = coco_schema(entries, schema, file)
     return replace(own, slots=slots), found
 
 

@@ -30,8 +30,9 @@ class Segmentations:
         self.runs, self.row_runs, self.sizes = array("I"), array("q", [0]), array("q")
 
     def collect(self, entry: dict[str, Any]) -> dict[str, Any]:
-        """Take the outline out of an object of the file; for `json.loads` as `object_hook`."""
-        given = entry.pop("segmentation", None)
+        """Take the outline out of an annotation of the file; for `json.loads` as `object_hook`."""
+        # Of all objects of a COCO file, only annotations have an image_id.
+        given = entry.pop("segmentation", None) if "image_id" in entry else None
         if not given:
             return entry
         try:
@@ -90,13 +91,13 @@ class Segmentations:
         points = numbers[np.repeat(long, lengths)].reshape(-1, 2)
         every = Outlines(points, rings, kept[row_rings], np.asarray(self.runs), np.asarray(self.row_runs))
         outlines = every.take(rows)
-        short = np.flatnonzero(np.isin(rows, ring_row[~long]))
-        bare = np.flatnonzero(~outlines.exist & ~crowd)
+        short = np.isin(rows, ring_row[~long & (lengths > 0)])
+        bare = ~outlines.exist & ~crowd & ~short
         return outlines, [
             Repair(kind, len(found), where(annotations[found[0]]))
             for kind, found in (
-                ("objects with polygons of less than 3 points, which are ignored", short),
-                ("objects without segmentation, whose masks are empty", bare),
+                ("objects with polygons of less than 3 points, which are ignored", np.flatnonzero(short)),
+                ("objects without segmentation, whose masks are empty", np.flatnonzero(bare)),
             )
             if len(found)
         ]
@@ -130,16 +131,19 @@ def read_keypoints(
             bad = next(i for i, values in enumerate(lists) if _points([values], count) is None)
             raise ValueError(
                 f"{file}: {where(annotations[rows[bad]])} has keypoints {lists[bad]!r}; its class needs {3 * count} "
-                f"numbers, {count} times x, y and visibility 0, 1 or 2"
+                f"numbers in one flat list, {count} times x, y and visibility 0, 1 or 2"
             )
         keypoints[rows, :count] = points * (points[..., 2:] > 0)
     return keypoints
 
 
 def _points(lists: list[Any], count: int) -> np.ndarray | None:
-    """Lists of numbers as (n, count, 3), None where one of them cannot be keypoints."""
+    """Flat lists of numbers as (n, count, 3), None where one of them cannot be keypoints."""
     try:
-        points = np.array(lists, np.float64).reshape(len(lists), count, 3)
-    except (TypeError, ValueError):
+        points = np.array(lists, np.float64)
+    except (TypeError, ValueError, OverflowError):
         return None
+    if lists and points.shape != (len(lists), 3 * count):
+        return None
+    points = points.reshape(len(lists), count, 3)
     return points if np.isfinite(points).all() and np.isin(points[..., 2], (0, 1, 2)).all() else None

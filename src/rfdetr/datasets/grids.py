@@ -19,14 +19,14 @@ MAX_PICTURES = 16
 MAX_SIDE = 320
 
 
-def save_grid(samples: Tensor, targets: list[dict[str, Any]], class_names: list[str], path: Path) -> None:
+def save_grid(samples: Tensor, targets: list[dict[str, Any]], class_names: dict[int, str], path: Path) -> None:
     """Write the first pictures of a batch, tiled nearly square, as PNG.
 
     Args:
         samples: (B, 3, H, W) normalised floats.
         targets: boxes (N, 4) relative cxcywh, labels (N,), and if present packed masks (ceil(N / 8), h, w) and relative
             keypoints (N, K, 3), as arrays or tensors.
-        class_names: the name of each label; a label beyond them is written as its number.
+        class_names: the name of each label; a label without one is written as its number.
     """
     count = min(len(samples), MAX_PICTURES)
     height, width = samples.shape[2:]
@@ -45,7 +45,7 @@ def save_grid(samples: Tensor, targets: list[dict[str, Any]], class_names: list[
         grid.save(handle, format="PNG")
 
 
-def _draw(tile: Image.Image, target: dict[str, np.ndarray], class_names: list[str]) -> None:
+def _draw(tile: Image.Image, target: dict[str, np.ndarray], class_names: dict[int, str]) -> None:
     pen = ImageDraw.Draw(tile)
     size = np.array(tile.size)
     for index, (box, label) in enumerate(zip(target["boxes"], target["labels"].tolist(), strict=True)):
@@ -60,7 +60,7 @@ def _draw(tile: Image.Image, target: dict[str, np.ndarray], class_names: list[st
             for x, y, visible in target["keypoints"][index].tolist():
                 if visible:
                     pen.circle((x * size[0], y * size[1]), 2, fill=colour, outline="white")
-        name = class_names[label] if 0 <= label < len(class_names) else str(label)
+        name = class_names.get(label, str(label))
         # Dark text on the class colour, kept inside the picture.
         text = pen.textbbox((0, 0), name)
         place = max(0, min(left, size[0] - text[2])), max(0, min(top, size[1] - text[3]))

@@ -19,8 +19,8 @@ class KeypointSchema:
     """Number of keypoints by label; 0 for a class without."""
     names: tuple[tuple[str, ...], ...]
     """Names of the keypoints of each class that has some, by ascending label."""
-    flip_pairs: tuple[int, ...] = ()
-    """[a, b, c, d, ...]: in a mirrored picture a and b change places, c and d; () where nothing is known."""
+    flip_pairs: tuple[int, ...] | None = None
+    """[a, b, c, d, ...]: in a mirrored picture a and b change places, c and d; () where none do, None if unknown."""
     skeleton: tuple[tuple[tuple[int, int], ...], ...] = ()
     """Lines between keypoints, counted from 0, of each class that has some."""
 
@@ -40,7 +40,7 @@ def coco_schema(
     Raises:
         ValueError: there are no keypoints, or others than wanted.
     """
-    names = [tuple(map(str, entry.get("keypoints") or ())) for entry in entries]
+    names = _names(entries, file)
     if not any(names):
         raise ValueError(
             f"{file}: no category has 'keypoints', the list of their names; a keypoint model needs data with keypoints"
@@ -52,8 +52,32 @@ def coco_schema(
     return KeypointSchema(counts, names, _common([pairs_by_name(own) for own in names], file), skeletons), labels
 
 
+def check_names(entries: Sequence[dict[str, Any]], labels: Sequence[int], schema: KeypointSchema, file: Path) -> None:
+    """ValueError if categories list other keypoints than the schema has for their labels; -1 is any."""
+    with_points = [label for label, count in enumerate(schema.counts) if count]
+    trained = dict(zip(with_points, schema.names, strict=True))
+    for entry, label, own in zip(entries, labels, _names(entries, file), strict=True):
+        there = trained.get(label, ())
+        if own and label >= 0 and own != there:
+            raise ValueError(
+                f"{file}: category {entry['id']} has the keypoints {list(own)}, but in the train split {list(there)}; "
+                "give all splits the same in the same order"
+            )
+
+
+def _names(entries: Sequence[dict[str, Any]], file: Path) -> list[tuple[str, ...]]:
+    return [tuple(map(str, _list(entry, "keypoints", file))) for entry in entries]
+
+
+def _list(entry: dict[str, Any], key: str, file: Path) -> list[Any]:
+    given = entry.get(key)
+    if not isinstance(given, list | None):
+        raise ValueError(f"{file}: category {entry['id']} has {key} {given!r}; it has to be a list, or left out")
+    return given or []
+
+
 def _skeleton(entry: dict[str, Any], count: int, file: Path) -> tuple[tuple[int, int], ...]:
-    lines = entry.get("skeleton") or []
+    lines = _list(entry, "skeleton", file)
     numbers = range(1, count + 1)
     if all(isinstance(line, list) and len(line) == 2 and all(end in numbers for end in line) for line in lines):
         return tuple((first - 1, second - 1) for first, second in lines)
@@ -67,11 +91,7 @@ def yolo_schema(
 ) -> tuple[KeypointSchema, tuple[int, ...]]:
     """The same for a YOLO description, where all classes have the keypoints of `kpt_shape`."""
     count = keypoint_shape(settings, file)[0]
-    names = settings.get("kpt_names")
-    by_class = list(names.values()) if isinstance(names, dict) else [names] if names else []
-    if any(not isinstance(own, list) or len(own) != count for own in by_class):
-        raise ValueError(f"{file}: kpt_names is {names!r}; it has to give {count} names, as kpt_shape says")
-    by_class = [tuple(map(str, own)) for own in by_class] or [tuple(map(str, range(count)))]
+    by_class = _names_by_class(settings.get("kpt_names"), count, file)
     by_class = by_class * num_classes if len(by_class) == 1 else by_class
     if len(by_class) != num_classes:
         raise ValueError(f"{file}: kpt_names has {len(by_class)} entries for {num_classes} classes; give one per class")
@@ -79,6 +99,29 @@ def yolo_schema(
     pairs = _common([pairs_by_name(own) for own in by_class], file) if swaps is None else _swaps(swaps, count, file)
     labels, counts = assign_labels([count] * num_classes, wanted, file)
     return KeypointSchema(counts, tuple(by_class), pairs, ((),) * num_classes), labels
+
+
+def _names_by_class(given: Any, count: int, file: Path) -> list[tuple[str, ...]]:
+    """The names for all classes alike, or for each one; numbers where none are given."""
+    if given in (None, [], {}):
+        return [tuple(map(str, range(count)))]
+    names = in_order(given) or []
+    names = names if set(map(type, names)) == {list} else [names]
+    if any(len(own) != count or set(map(type, own)) != {str} for own in names):
+        raise ValueError(
+            f"{file}: kpt_names is {given!r}; it has to be a list of {count} names, as kpt_shape says, or a list of "
+            "such lists, one for each class; a mapping from 0, 1, 2, ... without gaps may stand for a list"
+        )
+    return list(map(tuple, names))
+
+
+def in_order(given: Any) -> list[Any] | None:
+    """A list as it is, a mapping from 0, 1, 2, ... without gaps as a list; None for anything else."""
+    if not isinstance(given, dict):
+        return given if isinstance(given, list) else None
+    by_number = {str(key): value for key, value in given.items()}
+    numbers = [str(number) for number in range(len(given))]
+    return [by_number[number] for number in numbers] if set(by_number) == set(numbers) else None
 
 
 def keypoint_shape(settings: dict[str, Any], file: Path) -> tuple[int, int]:
@@ -91,7 +134,9 @@ def keypoint_shape(settings: dict[str, Any], file: Path) -> tuple[int, int]:
     return shape[0], shape[1]
 
 
-def _swaps(order: Any, count: int, file: Path) -> tuple[int, ...]:
+def _swaps(order: Any, count: int, file: Path) -> tuple[int, ...] | None:
+    if order == []:
+        return None
     whole = list(range(count))
     numbers = isinstance(order, list) and set(map(type, order)) == {int}
     if not numbers or sorted(order) != whole or [order[i] for i in order] != whole:
@@ -101,17 +146,20 @@ def _swaps(order: Any, count: int, file: Path) -> tuple[int, ...]:
     return tuple(chain.from_iterable((i, other) for i, other in enumerate(order) if i < other))
 
 
-def pairs_by_name(names: Sequence[str]) -> tuple[int, ...]:
-    """Flat pairs of the keypoints whose names differ only by left and right, in any case and with any separators."""
+def pairs_by_name(names: Sequence[str]) -> tuple[int, ...] | None:
+    """Flat pairs of the keypoints whose names differ only by left and right, in any case and with any separators.
+
+    None where there are none: names that tell no sides do not say that nothing changes places.
+    """
     plain = [re.sub(r"[\W_]", "", name).lower() for name in names]
     single = [name for name in plain if plain.count(name) == 1]
     partners = [(name, name.replace("left", "right")) for name in single if "left" in name]
     found = sorted(sorted(map(plain.index, both)) for both in partners if both[1] in single)
-    return tuple(chain.from_iterable(found))
+    return tuple(chain.from_iterable(found)) or None
 
 
-def _common(pairs: list[tuple[int, ...]], file: Path) -> tuple[int, ...]:
-    """The pairs if all classes have the same, otherwise none."""
+def _common(pairs: list[tuple[int, ...] | None], file: Path) -> tuple[int, ...] | None:
+    """The pairs if all classes have the same, otherwise None."""
     if len(set(pairs)) == 1:
         return pairs[0]
     warnings.warn(
@@ -119,7 +167,7 @@ def _common(pairs: list[tuple[int, ...]], file: Path) -> tuple[int, ...]:
         "known; give keypoint_flip_pairs",
         stacklevel=2,
     )
-    return ()
+    return None
 
 
 def assign_labels(counts: Sequence[int], wanted: Wanted, file: Path) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -91,13 +91,25 @@ def read_split(
     if split == "train" and not len(annotations.labels):
         repair = Repair("train split without any object", 1, f"{len(annotations)} background pictures")
         annotations = replace(annotations, repairs=(*annotations.repairs, repair))
-    elif split == "train" and annotations.outlines is not None and not annotations.outlines.exist.any():
-        raise ValueError(
-            f"{annotations.source}: not one of its {len(annotations.labels)} objects has a segmentation; masks cannot "
-            "be learnt from boxes alone, so add outlines or train a detection model"
-        )
+    elif split == "train":
+        _require_learnable(annotations)
     annotations.warn_about_repairs()
     return annotations
+
+
+def _require_learnable(annotations: AnnotationSet) -> None:
+    """ValueError if no object has what a model for masks or keypoints learns from."""
+    outlines, keypoints = annotations.outlines, annotations.keypoints
+    if outlines is not None and not outlines.exist.any():
+        missing, what, add = "segmentation", "masks", "outlines"
+    elif keypoints is not None and not (keypoints[..., 2] > 0).any():
+        missing, what, add = "labelled keypoint", "keypoints", "keypoints"
+    else:
+        return
+    raise ValueError(
+        f"{annotations.source}: not one of its {len(annotations.labels)} objects has a {missing}; {what} cannot be "
+        f"learnt from boxes alone, so add {add} or train a detection model"
+    )
 
 
 def _existing(root: Path, dataset_file: str) -> Path:

@@ -25,7 +25,7 @@ from rfdetr.datasets.annotations import (
     require_pictures,
     row_offsets,
 )
-from rfdetr.datasets.keypoints import Wanted, keypoint_shape, yolo_schema
+from rfdetr.datasets.keypoints import Wanted, in_order, keypoint_shape, yolo_schema
 from rfdetr.datasets.yolo_labels import LabelRows, read_text
 
 YAML_NAMES = ("data.yaml", "data.yml")
@@ -117,12 +117,8 @@ def _load_yaml(file: Path) -> dict[str, Any]:
 
 
 def _read_names(settings: dict[str, Any], file: Path) -> tuple[str, ...]:
-    names = settings.get("names")
-    if isinstance(names, dict):
-        by_label = {str(key): name for key, name in names.items()}
-        labels = [str(label) for label in range(len(names))]
-        names = [by_label[label] for label in labels] if set(by_label) == set(labels) else None
-    if not isinstance(names, list) or not names:
+    names = in_order(settings.get("names"))
+    if not names:
         raise ValueError(
             f"{file}: names is {settings.get('names')!r}; it has to be a list of class names, or a mapping from "
             "0, 1, 2, ... without gaps to class names"

@@ -55,10 +55,17 @@ class SplitEvaluation:
             points = annotations.keypoints[truth.row]
             self.keypoints = CocoEvaluator(self._classes.without_unlabelled(truth, points), MAX_DETS)
 
-    def add(self, index: int, found: Mapping[str, Tensor], hw: tuple[int, int]) -> None:
+    def add(
+        self,
+        index: int,
+        found: Mapping[str, Tensor],
+        hw: tuple[int, int],
+        share: tuple[float, float] = (1.0, 1.0),
+    ) -> None:
         """Measure what the post-processor found in the picture at a position of the split, of a height and width.
 
-        Masks are taken as `mask_logits`. Labels that are no class of the data set are left out.
+        Masks are taken as `mask_logits`, of which the picture covers a `share` of the height and width. Labels that are
+        no class of the data set are left out.
         """
         classes = self._positions.take(found["labels"].cpu().numpy(), mode="clip")
         known = np.flatnonzero(classes >= 0)
@@ -66,24 +73,32 @@ class SplitEvaluation:
         scores, boxes = (found[name].cpu().numpy()[known] for name in ("scores", "boxes"))
         self.boxes.update(index, scores, classes, boxes)
         if self._outlines is not None and "mask_logits" in found:
-            measured = self._compare_masks(self._outlines, index, classes, found["mask_logits"].cpu()[known], hw)
+            measured = self._compare_masks(self._outlines, index, classes, found["mask_logits"].cpu()[known], hw, share)
             self.masks.update_overlaps(index, scores, classes, *measured)
         if self.keypoints is not None and "keypoints" in found:
             points = found["keypoints"][..., :2].double().cpu().numpy()[known]
             self.keypoints.update_overlaps(index, scores, classes, *self._compare_keypoints(index, classes, points, hw))
 
     def _compare_masks(
-        self, outlines: Outlines, index: int, classes: np.ndarray, logits: Tensor, hw: tuple[int, int]
+        self,
+        outlines: Outlines,
+        index: int,
+        classes: np.ndarray,
+        logits: Tensor,
+        hw: tuple[int, int],
+        share: tuple[float, float],
     ) -> Measured:
         objects = self.masks.truth_rows(index)
         labels = self.truth.label[objects]
-        height, width = logits.shape[1:] if self.at_head_size else hw
+        height, width = hw
+        if self.at_head_size:
+            height, width = (max(1, round(n * s)) for n, s in zip(logits.shape[1:], share, strict=True))
         # Objects of classes that were not found are missed, whatever their shape.
         patches = [
             sample(outlines.patch(row, *hw), hw, (height, width)) if met else EMPTY
             for row, met in zip(self.truth.row[objects].tolist(), np.isin(labels, classes), strict=True)
         ]
-        parts = cut_outs(logits, (height, width))
+        parts = cut_outs(logits, (height, width), share)
         areas, iou, plain_iou = mask_overlaps(parts, classes, patches, labels, self.truth.crowd[objects])
         return areas * (hw[0] * hw[1] / (height * width)), iou, plain_iou
 

@@ -14,17 +14,22 @@ from torch import Tensor
 _STRIPE, _CHUNK = 2**16, 2**24
 
 
-def cut_outs(logits: Tensor, hw: tuple[int, int]) -> Iterator[tuple[int, int, np.ndarray]]:
+def cut_outs(
+    logits: Tensor, hw: tuple[int, int], share: tuple[float, float] = (1.0, 1.0)
+) -> Iterator[tuple[int, int, np.ndarray]]:
     """Enlarge mask logits (K, h, w) one by one to a picture of a height and width.
 
     Where no cell above 0 is next to a pixel, its interpolated value is a mean of values that are not above 0 either.
+
+    Args:
+        share: part of the height and width of the logits that the picture covers; the rest is padding.
 
     Yields:
         Top, left and (h', w') bool, in the memory order of its columns: the part of the mask that holds what is true.
     """
     logits = logits.float().cpu()
     positive = logits > 0
-    rows, columns = _axis(logits.shape[1], hw[0]), _axis(logits.shape[2], hw[1])
+    rows, columns = (_axis(*axis) for axis in zip(logits.shape[1:], hw, share, strict=True))
     spans = rows.reach(positive.any(2)), columns.reach(positive.any(1))
     for one, (top, bottom), (left, right) in zip(logits, *spans, strict=True):
         lines = rows.interpolate(one, top, bottom).T.contiguous()
@@ -63,11 +68,11 @@ def _enlarge_whole(logits: Tensor, hw: tuple[int, int]) -> Tensor:
 class _Axis:
     """Which two cells each of the pixels along one axis lies between, and how far it is from the first to the second.
 
-    Pixels and cells cover the same length, and a value belongs to the middle of its cell.
+    Pixels cover a share of the length of the cells, and a value belongs to the middle of its cell.
     """
 
-    def __init__(self, cells: int, pixels: int) -> None:
-        place = ((torch.arange(pixels) + 0.5) * (cells / pixels) - 0.5).clamp(0, cells - 1)
+    def __init__(self, cells: int, pixels: int, share: float) -> None:
+        place = ((torch.arange(pixels) + 0.5) * (cells * share / pixels) - 0.5).clamp(0, cells - 1)
         self.first = place.long()
         self.second = (self.first + 1).clamp(max=cells - 1)
         self.weight = (place - self.first).unsqueeze(1)

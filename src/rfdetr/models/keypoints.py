@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+# Values of pairs of predicted and wanted keypoints that are compared at once.
+CHUNK_VALUES = 2**22
 SMALLEST_AREA = torch.finfo(torch.float32).eps
 
 
@@ -100,12 +102,18 @@ class KeypointTerms:
 
         def cost(layer: int, image: int) -> Iterator[Tensor]:
             slots, exists = slots_of(labels[image], self.schema)
-            predicted = layers[layer]["pred_keypoints"][image].float()[:, slots]
+            predicted = layers[layer]["pred_keypoints"][image].float()
             area = boxes[image][:, 2] * boxes[image][:, 3]
             wanted = _padded(keypoints[image], slots.shape[1])
-            found = keypoint_terms(predicted, wanted, area, exists, by_labelled=True)
+            # Every pair has all channels of all keypoints in memory, so a crowd of objects comes part by part.
+            step = max(1, CHUNK_VALUES // (len(predicted) * slots.shape[1] * predicted.shape[-1]))
+            parts = [
+                keypoint_terms(predicted[:, slots[part]], wanted[part], area[part], exists[part], by_labelled=True)
+                for part in (slice(start, start + step) for start in range(0, len(slots), step))
+            ]
             weights = (self.l1, self.findable, self.visible, self.nll)
-            yield from (weight * term for weight, term in zip(weights, found, strict=True))
+            for weight, terms in zip(weights, zip(*parts, strict=True), strict=True):
+                yield weight * torch.cat(terms, dim=1)
 
         return cost
 

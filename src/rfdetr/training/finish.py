@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from rfdetr.config import TrainConfig
@@ -86,25 +87,12 @@ def evaluate_split(model: Model, config: TrainConfig, split: str) -> dict[str, f
     Raises:
         ValueError: an unknown split, or a data set with more classes than the model has.
     """
-    own = model.config
-    task = {"masks": own.segmentation_head, "keypoints": own.use_grouppose_keypoints}
-    schema = own.num_keypoints_per_class or None
-    root, name = Path(config.dataset_dir), {"val": "valid"}.get(split, split)
     if split not in ("train", "val", "valid", "test"):
         raise ValueError(f"split={split!r} is not known; choose one of train, val, test")
-    annotations = read_split(root, name, config.dataset_file, schema=schema, **task)
+    check_use(config, model.config)
+    annotations = _read_for(model, config, {"val": "valid"}.get(split, split))
     if annotations.schema is not None:
         warn_of_guess(annotations.schema.counts, config.keypoint_oks_sigmas)
-    check_use(config, own)
-    if sorted(annotations.class_names) == sorted(model.class_names) and annotations.class_names != model.class_names:
-        warnings.warn(
-            f"{annotations.source} has the classes of the model in another order, {annotations.class_names} instead of "
-            f"{model.class_names}; labels are compared by number",
-            stacklevel=3,
-        )
-    wanted, there = annotations.categories.num_classes, own.num_classes
-    if wanted > there:
-        raise ValueError(f"{annotations.source} has {wanted} classes, the model {there}")
     module = model.ready()
     device = next(module.parameters()).device
     loader = build_eval_loader(config, model.config, annotations, device.type == "cuda", keep_workers=False)
@@ -117,3 +105,29 @@ def evaluate_split(model: Model, config: TrainConfig, split: str) -> dict[str, f
     metrics = precision_columns(stats)
     metrics |= {"F1": table["f1_score"], "precision": table["precision"], "recall": table["recall"]}
     return {f"{split}/{name}": value for name, value in metrics.items()}
+
+
+def _read_for(model: Model, config: TrainConfig, split: str) -> AnnotationSet:
+    """A split with the labels of the model, by name where it knows all names, else by number."""
+    task: dict[str, Any] = {"masks": model.config.segmentation_head, "keypoints": model.config.use_grouppose_keypoints}
+    root, counts = Path(config.dataset_dir), tuple(model.config.num_keypoints_per_class)
+    annotations = read_split(root, split, config.dataset_file, **task)
+    label_of = dict(zip(model.class_names, model.class_labels, strict=False))
+    names, own = annotations.class_names, list(annotations.categories.labels)
+    if len(set(names)) < len(names) or not set(names) <= set(label_of):
+        if counts:
+            annotations = read_split(root, split, config.dataset_file, schema=counts, **task)
+        wanted, there = annotations.categories.num_classes, model.config.num_classes
+        if wanted > there:
+            raise ValueError(f"{annotations.source} has {wanted} classes, the model {there}")
+        return annotations
+    labels, schema = [label_of[name] for name in names], annotations.schema
+    if schema is not None:
+        here, there = ([c[n] if n < len(c) else 0 for n in of] for c, of in ((schema.counts, own), (counts, labels)))
+        if here != there:
+            raise ValueError(f"{annotations.source}: {names} have {here} keypoints, but {there} in the model")
+        schema = replace(schema, counts=counts)
+    table = np.zeros(max(own) + 1, np.int64)
+    table[own] = labels
+    categories = replace(annotations.categories, raw_ids=False, slots=tuple(labels))
+    return replace(annotations, categories=categories, labels=table[annotations.labels], schema=schema)

@@ -12,6 +12,7 @@ from rfdetr.checkpoints.load import Checkpoint, read_checkpoint
 from rfdetr.checkpoints.save import plain
 from rfdetr.config import ModelConfig, TrainConfig
 from rfdetr.datasets.annotations import AnnotationSet
+from rfdetr.datasets.build import check_flip_pairs
 from rfdetr.datasets.layout import has_split, read_split
 from rfdetr.evaluation.oks import KeypointClasses, warn_of_guess
 from rfdetr.evaluation.split import truth_has_outlines, truth_has_points
@@ -41,7 +42,8 @@ class Job:
     def raw_labels(self) -> list[int] | None:
         """Label of each class name where that is not its place."""
         labels = list(self.train.categories.labels)
-        return labels if labels != list(range(len(labels))) else None
+        # A keypoint model says it always: its schema alone does not tell.
+        return labels if self.train.schema or labels != list(range(len(labels))) else None
 
     @property
     def num_classes(self) -> int:
@@ -59,7 +61,10 @@ def prepare(config: TrainConfig, model: ModelConfig, processes: Processes) -> Jo
     require_services(config)
     plain(config.record(), "TrainConfig")
     root = Path(config.dataset_dir)
+    checkpoint = find_checkpoint(config, processes)
     wanted = model.num_keypoints_per_class if model.is_explicit("num_keypoints_per_class") else None
+    if checkpoint is not None:
+        wanted = checkpoint.schema or None
     task: dict[str, Any] = {"masks": model.segmentation_head, "keypoints": model.use_grouppose_keypoints}
     task["schema"] = wanted
     train = read_split(root, "train", config.dataset_file, **task)
@@ -81,8 +86,13 @@ def prepare(config: TrainConfig, model: ModelConfig, processes: Processes) -> Jo
     if train.schema is not None:
         KeypointClasses.of(train.schema.counts, config.keypoint_oks_sigmas)
         warn_of_guess(train.schema.counts, config.keypoint_oks_sigmas)
+        check_flip_pairs(config.keypoint_flip_pairs, train.schema, train.source)
     names = _class_names(config, train)
-    checkpoint = find_checkpoint(config, processes)
+    if checkpoint is not None and names != checkpoint.class_names and sorted(names) == sorted(checkpoint.class_names):
+        raise ValueError(
+            f"{checkpoint.path} was written with the classes in another order, {checkpoint.class_names} instead of "
+            f"{names}, so its run cannot go on; start a new one with pretrain_weights"
+        )
     Path(config.output_dir).mkdir(parents=True, exist_ok=True)
     seed = processes.share(secrets.randbelow(2**31) if config.seed is None else config.seed)
     return Job(train, valid, test, names, seed, checkpoint)

@@ -114,6 +114,7 @@ def save_grids(this: Run, batches: int = 3) -> None:
     splits: dict[str, Any] = {"train": build_train_loader(config, model, this.job.train, this.order, False)}
     if this.job.valid is not None:
         splits["valid"] = build_eval_loader(config, model, this.job.valid, False)
+    names = dict(zip(this.job.train.categories.labels, this.job.class_names, strict=False))
     sizes = multi_scale_sizes(model.resolution, model.block_size, config.expanded_scales)
     for split, loader in splits.items():
         for number, batch in enumerate(islice(loader, batches)):
@@ -123,4 +124,4 @@ def save_grids(this: Run, batches: int = 3) -> None:
                 samples, targets = runtime.resize((samples, targets), random.Random(step).choice(sizes))
             path = this.folder / GRIDS / f"{split}_{number}.png"
             path.parent.mkdir(exist_ok=True)
-            save_grid(samples.tensors, targets, this.job.class_names, path)
+            save_grid(samples.tensors, targets, names, path)
