@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.mirror import mirror_target
 
 from rfdetr.datasets.augment import GEOMETRY, build_augmentations
 from rfdetr.datasets.geometry import shift_and_scale, warp_target
 from rfdetr.datasets.masks import MaskStack
 from rfdetr.datasets.rle import decode, polygon
-from rfdetr.datasets.transforms import mirror_target
 
 SIDES = st.integers(20, 70)
 SEEDS = st.integers(0, 2**31)

@@ -7,13 +7,13 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.mirror import mirror_target
 
 from rfdetr.datasets.transforms import (
     EvalTransform,
     Target,
     TrainTransform,
     crop_target,
-    mirror_target,
     resize_target,
     short_side_size,
     to_network_size,
