@@ -45,9 +45,7 @@ class Task:
 
 TASKS = {
     "detect": Task(RFDETRNano, SHAPES, "mAP_50", "box AP50", 256),
-    "segment": Task(
-        RFDETRSegNano, SHAPES, "segm_mAP_50", "mask AP50", 252, {"resolution": 120, "dec_layers": 2}, {"epochs": 8}
-    ),
+    "segment": Task(RFDETRSegNano, SHAPES, "segm_mAP_50", "mask AP50", 252, {"resolution": 120, "dec_layers": 2}),
     "keypoints": Task(
         RFDETRKeypointPreview,
         ("dart",),
@@ -72,7 +70,7 @@ FRESH_MODEL: dict[str, Any] = {
 }
 # No decay between the parts: from random weights the encoder has as much to learn as the heads.
 FRESH_TRAINING: dict[str, Any] = {
-    "epochs": 11,
+    "epochs": 8,
     "batch_size": 8,
     "grad_accum_steps": 1,
     "lr": 3e-4,
