@@ -43,16 +43,18 @@ class Task:
     judging: dict[str, Any] = field(default_factory=dict)
 
 
+# Masks and keypoints cost more per query.
+SMALLER: dict[str, Any] = {"resolution": 120, "dec_layers": 2, "num_queries": 25, "num_select": 50}
 TASKS = {
     "detect": Task(RFDETRNano, SHAPES, "mAP_50", "box AP50", 256),
-    "segment": Task(RFDETRSegNano, SHAPES, "segm_mAP_50", "mask AP50", 252, {"resolution": 120, "dec_layers": 2}),
+    "segment": Task(RFDETRSegNano, SHAPES, "segm_mAP_50", "mask AP50", 252, SMALLER),
     "keypoints": Task(
         RFDETRKeypointPreview,
         ("dart",),
         "keypoint_map_50",
         "keypoint AP50 (OKS)",
         264,
-        {"resolution": 120, "dec_layers": 2, "num_queries": 25, "num_select": 50},
+        SMALLER,
         {"epochs": 5, "skip_best_epochs": 0},
         {"keypoint_oks_sigmas": [0.05] * 4},
     ),
