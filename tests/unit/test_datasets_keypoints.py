@@ -278,7 +278,6 @@ def test_that_nothing_changes_places_is_not_the_same_as_not_known(tmp_path, orde
             "a class of data.yaml has only 2 keypoints, 0 to 1.*fewer pairs, or none and aug_config={}",
         ),
         ([0, 3], (3, 0), "has only 3 keypoints, 0 to 2"),
-        ([0, 1, 1, 2], (3,), "a keypoint is given twice"),
     ],
 )
 def test_pairs_that_do_not_fit_every_class_are_refused(pairs, counts, says):

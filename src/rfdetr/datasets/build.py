@@ -42,15 +42,13 @@ def augmentations(config: TrainConfig, annotations: AnnotationSet) -> Augment:
 
 
 def check_flip_pairs(pairs: Sequence[int], schema: KeypointSchema, source: Path) -> None:
-    """ValueError if a given pair names a keypoint twice or one that not every class with keypoints has."""
-    count, given = min(count for count in schema.counts if count), f"keypoint_flip_pairs={list(pairs)}"
+    """ValueError if a given pair names a keypoint that not every class with keypoints has."""
+    count = min(count for count in schema.counts if count)
     if max(pairs, default=0) >= count:
         raise ValueError(
-            f"{given}: a class of {source} has only {count} keypoints, 0 to {count - 1}, and the pairs are for all "
-            "classes; give fewer pairs, or none and aug_config={}, which mirrors nothing"
+            f"keypoint_flip_pairs={list(pairs)}: a class of {source} has only {count} keypoints, 0 to {count - 1}, and "
+            "the pairs are for all classes; give fewer pairs, or none and aug_config={}, which mirrors nothing"
         )
-    if len(set(pairs)) < len(pairs):
-        raise ValueError(f"{given}: a keypoint is given twice; each can change places with one other alone")
 
 
 def build_eval_loader(
