@@ -137,7 +137,7 @@ def test_repairs_become_one_warning_with_counts_and_examples(tmp_path):
 
 def test_only_suspect_pictures_are_opened(tmp_path, monkeypatch):
     opened = []
-    monkeypatch.setattr("rfdetr.datasets.coco.picture_size", lambda path: opened.append(path.name) or (80, 60))
+    monkeypatch.setattr("rfdetr.datasets.coco.picture_size", lambda path: opened.append(path.name) or (60, 80))
     images = [{"id": i, "file_name": name, "width": 80, "height": 60} for i, name in enumerate(["a.png", "b.png"])]
     read(tmp_path, images, [box(image_id=0), box(image_id=1, bbox=(99, 0, 5, 5))], pictures=["a.png", "b.png"])
     assert opened == ["b.png"]

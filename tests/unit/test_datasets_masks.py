@@ -28,7 +28,7 @@ def outlines_of(rows: list[list[np.ndarray]], normalized: bool = False) -> Outli
         np.cumsum([0, *map(len, rows)]),
         np.zeros(0, np.uint32),
         np.zeros(len(rows) + 1, np.int64),
-        normalized,
+        np.full(len(rows), normalized),
     )
 
 

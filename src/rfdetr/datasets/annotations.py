@@ -84,7 +84,7 @@ class AnnotationSet:
     offsets: np.ndarray
     """(N+1,) int64 into the columns below."""
     boxes_xyxy: np.ndarray
-    """(A, 4) float64, as written, not clamped; pixels, or fractions of the picture where `normalized`."""
+    """(A, 4) float64, as written, not clamped; fractions of the picture where `normalized`, else pixels."""
     labels: np.ndarray
     """(A,) int64."""
     areas: np.ndarray
@@ -93,7 +93,8 @@ class AnnotationSet:
     """(A,) bool: regions that are no training target and are ignored in evaluation."""
     annotation_ids: np.ndarray
     """(A,) int64."""
-    normalized: bool = False
+    normalized: np.ndarray
+    """(N,) bool: whether boxes and keypoints of a picture are fractions of it, as YOLO writes them."""
     outlines: Outlines | None = None
     """The mask of each row, where masks were asked for."""
     keypoints: np.ndarray | None = None
@@ -119,19 +120,45 @@ class AnnotationSet:
         start, end = self.name_offsets[index], self.name_offsets[index + 1]
         return self.root / self.name_bytes[start:end].tobytes().decode("utf-8", "surrogatepass")
 
+    def read(self, index: int) -> bytes:
+        """The encoded picture; FileNotFoundError names it."""
+        try:
+            return self.path(index).read_bytes()
+        except FileNotFoundError:
+            raise FileNotFoundError(f"picture {self.path(index)}: there is no such file") from None
+
+    @functools.cached_property
+    def sizes(self) -> np.ndarray:
+        """(N, 2) int64 height and width by the headers of the pictures, read once; 0 for those that cannot be read."""
+        sizes = np.zeros((len(self), 2), np.int64)
+        for index in range(len(self)):
+            if size := picture_size(self.path(index)):
+                sizes[index] = size
+        return sizes
+
     def rows(self, index: int) -> slice:
         """Rows of one picture in the columns."""
         return slice(int(self.offsets[index]), int(self.offsets[index + 1]))
 
+    @property
+    def image_index(self) -> np.ndarray:
+        """Position of the picture of every row, (A,) int64."""
+        return np.repeat(np.arange(len(self)), np.diff(self.offsets))
+
     def boxes_xyxy_px(self, index: int, height: int, width: int) -> np.ndarray:
         """All boxes of one picture of the given decoded size, crowd regions too, not clamped: (n, 4) float64 pixels."""
         boxes_xyxy = self.boxes_xyxy[self.rows(index)]
-        return boxes_xyxy * (width, height, width, height) if self.normalized else boxes_xyxy.copy()
+        return boxes_xyxy * (width, height, width, height) if self.normalized[index] else boxes_xyxy.copy()
+
+    def all_boxes_xyxy_px(self) -> np.ndarray:
+        """The boxes of all pictures, not clamped: (A, 4) float64 pixels."""
+        scale = np.where(self.normalized[:, None], self.sizes, 1)[self.image_index]
+        return self.boxes_xyxy * scale[:, [1, 0, 1, 0]]
 
     def keypoints_px(self, index: int, height: int, width: int) -> np.ndarray:
         """Keypoints of all objects of one picture of the given decoded size: (n, K, 3) float64, x and y in pixels."""
         assert self.keypoints is not None
-        return self.keypoints[self.rows(index)] * ((width, height, 1) if self.normalized else 1)
+        return self.keypoints[self.rows(index)] * ((width, height, 1) if self.normalized[index] else 1)
 
     def target(self, index: int, height: int, width: int) -> Target:
         """What training sees of one picture: no crowd regions, boxes clamped to the decoded size, empty ones left out.
@@ -224,13 +251,13 @@ def agree_categories(trained: Categories | None, own: Categories, source: Path) 
     return trained, [Repair("categories named otherwise in the train split, whose names count", len(other), example)]
 
 
-def picture_size(path: Path) -> tuple[float, float]:
-    """Width and height in the header; endless for a damaged picture, which is reported when it is decoded."""
+def picture_size(path: Path) -> tuple[int, int] | None:
+    """Height and width in the header; None for a damaged picture, which is reported when it is decoded."""
     try:
         with Image.open(path) as image:
-            return image.size
+            return image.height, image.width
     except (OSError, Image.DecompressionBombError):
-        return np.inf, np.inf
+        return None
 
 
 def is_inside(path: Path, folder: Path) -> bool:

@@ -82,6 +82,7 @@ def read_coco(
         areas=_read_areas(annotations, annotation_file)[rows],
         crowd=crowd[rows],
         annotation_ids=_annotation_ids(annotations)[rows],
+        normalized=np.zeros(len(names), bool),
         repairs=tuple(repairs),
     )
     if points is not None:
@@ -290,7 +291,8 @@ def _outside(
     outside = (x1 <= 0) | (y1 <= 0)
     suspect = ~outside & ((x0 >= widths[image_index]) | (y0 >= heights[image_index]))
     for index in np.unique(image_index[suspect]):
-        widths[index], heights[index] = picture_size(image_root / names[index])
+        # A damaged picture is reported when it is decoded.
+        heights[index], widths[index] = picture_size(image_root / names[index]) or (np.inf, np.inf)
     return outside | (x0 >= widths[image_index]) | (y0 >= heights[image_index])
 
 

@@ -89,7 +89,8 @@ class Segmentations:
         kept = np.append(0, np.cumsum(long))
         rings = np.append(0, np.cumsum(lengths[long] // 2))
         points = numbers[np.repeat(long, lengths)].reshape(-1, 2)
-        every = Outlines(points, rings, kept[row_rings], np.asarray(self.runs), np.asarray(self.row_runs))
+        pixels = np.zeros(len(row_rings) - 1, bool)
+        every = Outlines(points, rings, kept[row_rings], np.asarray(self.runs), np.asarray(self.row_runs), pixels)
         outlines = every.take(rows)
         short = np.isin(rows, ring_row[~long & (lengths > 0)])
         bare = ~outlines.exist & ~crowd & ~short
@@ -107,14 +108,15 @@ class Segmentations:
     ) -> None:
         """ValueError if the runs of an object are those of another picture size."""
         sizes = np.append(self.sizes, (0, 0)).reshape(-1, 2)[rows]
-        real: dict[int, tuple[float, float]] = {}
+        real: dict[int, tuple[int, int] | None] = {}
         for position in np.flatnonzero(sizes.any(axis=1)):
             index = int(image_index[position])
             if index not in real:
                 real[index] = picture_size(pictures[index])
-            (height, width), (there_width, there_height) = sizes[position].tolist(), real[index]
-            if (height, width) != (there_height, there_width) and np.isfinite(there_height):
-                what = f"of {height} x {width} (height x width), but its picture has {there_height} x {there_width}"
+            height, width = sizes[position].tolist()
+            there = real[index]
+            if there is not None and (height, width) != there:
+                what = f"of {height} x {width} (height x width), but its picture has {there[0]} x {there[1]}"
                 raise self._refusal(annotations[position], what)
 
 

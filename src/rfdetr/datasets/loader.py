@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from rfdetr.datasets.annotations import AnnotationSet
 from rfdetr.datasets.batch import Sample, collate
-from rfdetr.datasets.decode import decode
+from rfdetr.datasets.decode import decode_bytes
 from rfdetr.datasets.transforms import Target
 
 Transform = Callable[[np.ndarray, Target, np.random.Generator], tuple[np.ndarray, Target]]
@@ -41,7 +41,7 @@ class Pictures(Dataset):
 
     def __getitem__(self, index: int | Draw) -> Sample:
         draw = index if isinstance(index, Draw) else Draw(0, index, index)
-        image = decode(self.annotations.path(draw.index))
+        image = decode_bytes(self.annotations.read(draw.index), str(self.annotations.path(draw.index)))
         target = self.annotations.target(draw.index, *image.shape[:2])
         rng = np.random.default_rng((self.seed, draw.epoch, draw.position))
         return self.transform(image, target, rng)

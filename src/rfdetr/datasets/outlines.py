@@ -20,7 +20,7 @@ class Outlines:
     """
 
     points: np.ndarray
-    """(P, 2) float64 x, y of all polygons; pixels, or fractions of the picture where `normalized`."""
+    """(P, 2) float64 x, y of all polygons; fractions of the picture where `normalized`, else pixels."""
     rings: np.ndarray
     """(R+1,) int64 offsets of the polygons into `points`."""
     row_rings: np.ndarray
@@ -29,7 +29,8 @@ class Outlines:
     """(M,) uint32: see `rle`."""
     row_runs: np.ndarray
     """(A+1,) int64 offsets of the rows into `runs`."""
-    normalized: bool = False
+    normalized: np.ndarray
+    """(A,) bool: whether the polygons of a row are fractions."""
 
     def __len__(self) -> int:
         return len(self.row_rings) - 1
@@ -44,7 +45,8 @@ class Outlines:
         ring_order, row_rings = _take(self.row_rings, rows)
         point_order, rings = _take(self.rings, ring_order)
         run_order, row_runs = _take(self.row_runs, rows)
-        return Outlines(self.points[point_order], rings, row_rings, self.runs[run_order], row_runs, self.normalized)
+        normalized = np.append(self.normalized, False)[rows]
+        return Outlines(self.points[point_order], rings, row_rings, self.runs[run_order], row_runs, normalized)
 
     def patch(self, row: int, height: int, width: int) -> Patch:
         """The mask of one row in its picture of the given decoded size, cut to where it is true.
@@ -56,7 +58,7 @@ class Outlines:
             return rle.cut_out(runs, (height, width))
         ends = self.rings[self.row_rings[row] : self.row_rings[row + 1] + 1]
         rings = [self.points[start:end] for start, end in pairwise(ends)]
-        if self.normalized:
+        if self.normalized[row]:
             return _union([_fill(ring, (height, width)) for ring in rings])
         return _union([rle.cut_out(rle.polygon(ring, (height, width)), (height, width)) for ring in rings])
 

@@ -96,7 +96,7 @@ def read_yolo(
         areas=np.full(len(boxes_xyxy), np.nan),
         crowd=np.zeros(len(boxes_xyxy), bool),
         annotation_ids=np.arange(1, len(boxes_xyxy) + 1),
-        normalized=True,
+        normalized=np.ones(len(paths), bool),
         outlines=rows.outlines() if masks else None,
         keypoints=np.array(rows.keypoints).reshape(-1, shape[0], 3) if shape else None,
         schema=points,

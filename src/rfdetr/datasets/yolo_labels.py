@@ -44,7 +44,7 @@ class LabelRows:
         """One polygon for every row."""
         ends, each = np.append(0, np.cumsum(self.ring_lengths, dtype=np.int64)), np.arange(len(self.labels) + 1)
         points = np.array(self.points).reshape(-1, 2)
-        return Outlines(points, ends, each, np.zeros(0, np.uint32), np.zeros_like(each), normalized=True)
+        return Outlines(points, ends, each, np.zeros(0, np.uint32), np.zeros_like(each), np.ones(len(each) - 1, bool))
 
     def _read_file(self, file: Path) -> None:
         for number, line in enumerate(read_text(file).splitlines(), start=1):

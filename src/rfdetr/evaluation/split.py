@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from torch import Tensor
 
-from rfdetr.datasets.annotations import AnnotationSet, clamp_boxes, has_extent
+from rfdetr.datasets.annotations import AnnotationSet, has_extent
 from rfdetr.datasets.outlines import Outlines
 from rfdetr.datasets.rle import EMPTY
 from rfdetr.evaluation.coco import CocoEvaluator, GroundTruth
@@ -164,21 +163,16 @@ def class_positions(annotations: AnnotationSet) -> np.ndarray:
 def ground_truth(annotations: AnnotationSet) -> GroundTruth:
     """What detections of a split are compared with: boxes cut to their pictures, crowd regions to be ignored.
 
-    Kept for the next evaluation of the same split, since it opens every picture to learn its size.
+    Kept for the next evaluation of the same split.
     """
-    boxes, pictures = [np.zeros((0, 4))], []
-    for index in range(len(annotations)):
-        with Image.open(annotations.path(index)) as picture:
-            width, height = picture.size
-        cut = clamp_boxes(annotations.boxes_xyxy_px(index, height, width), height, width)
-        boxes.append(cut)
-        pictures.append(np.full(len(cut), index, np.int64))
-    joined = np.concatenate(boxes)
+    sizes = annotations.sizes[annotations.image_index].astype(np.float64)
+    # A picture that cannot be read has no size, so that nothing is asked of it.
+    joined = np.clip(annotations.all_boxes_xyxy_px(), 0, sizes[:, [1, 0, 1, 0]])
     size = joined[:, 2:] - joined[:, :2]
-    keep = has_extent(joined) | annotations.crowd
+    keep = has_extent(joined) | (annotations.crowd & sizes.all(1))
     areas = np.where(np.isnan(annotations.areas), size.prod(1), annotations.areas)
     return GroundTruth(
-        image_index=np.concatenate([np.zeros(0, np.int64), *pictures])[keep],
+        image_index=annotations.image_index[keep],
         label=class_positions(annotations)[annotations.labels[keep]],
         boxes_xywh_px=np.concatenate((joined[:, :2], size), axis=1)[keep],
         area=areas[keep],
