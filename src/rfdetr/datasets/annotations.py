@@ -28,6 +28,8 @@ class Repair:
     kind: str
     count: int
     example: str
+    fatal: bool = False
+    """Whether it is an error unless it was asked to leave such things out (`lenient`)."""
 
 
 @dataclass(frozen=True)
