@@ -119,7 +119,12 @@ def test_the_original_coco_tree_has_files_of_its_own_for_keypoints(tmp_path):
     ("annotation", "category", "asked", "says"),
     [
         ({}, {"keypoints": []}, {}, "no category has 'keypoints'"),
-        ({"keypoints": [1, 2, 2]}, {}, {}, r"annotation 9 of image 1 has keypoints \[1, 2, 2\]; its class needs 9"),
+        (
+            {"keypoints": [1, 2, 2]},
+            {},
+            {},
+            r"annotation 9 of image 1 has keypoints \[1.0, 2.0, 2.0\]; its class needs 9",
+        ),
         ({"keypoints": [1, 2, 3] * 3}, {}, {}, "annotation 9 of image 1 .*visibility 0, 1 or 2"),
         ({"keypoints": [1, None, 2] * 3}, {}, {}, "annotation 9 of image 1 .*needs 9 numbers"),
         ({"keypoints": [1, "x", 2] * 3}, {}, {}, "annotation 9 of image 1 .*needs 9 numbers"),

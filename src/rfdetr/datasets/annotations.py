@@ -272,19 +272,15 @@ def list_folder(folder: Path) -> set[str]:
     return {entry.name for entry in os.scandir(folder)} if folder.is_dir() else set()
 
 
-def require_pictures(root: Path, names: list[str], source: Path) -> None:
-    """FileNotFoundError if a picture is missing. Lists each folder once instead of asking for every file."""
+def missing_pictures(root: Path, names: list[str]) -> list[int]:
+    """Positions of the names that are no files below `root`. Each folder is listed once."""
     listings: dict[str, set[str]] = {}
     missing = []
-    for name in names:
+    for position, name in enumerate(names):
         folder, _, base = name.rpartition("/")
         if folder not in listings:
             listings[folder] = list_folder(root / folder)
         # File systems may spell a name differently than they accept it (upper case, composed accents).
         if base not in listings[folder] and not (root / name).exists():
-            missing.append(name)
-    if missing:
-        raise FileNotFoundError(
-            f"{source}: {len(missing)} of {len(names)} pictures are missing, the first is {root / missing[0]}; "
-            "add the files or remove their entries"
-        )
+            missing.append(position)
+    return missing

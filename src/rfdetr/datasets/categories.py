@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from rfdetr.datasets.annotations import Categories
 
 
-def read_categories(document: dict[str, Any], file: Path, raw_ids: bool = False) -> Categories:
+def read_categories(entries: Any, used: Collection[Any], file: Path, raw_ids: bool = False) -> Categories:
     """Classes of one COCO document by ascending id.
 
     Entries that only group others and are never used get no label: Roboflow writes such a root with id 0.
+
+    Args:
+        entries: the document's `categories`.
+        used: ids that objects have.
     """
-    entries = document.get("categories")
+    _check_list(entries, file)
     if not entries:
         raise ValueError(f"{file}: 'categories' is missing or empty; without it the classes are unknown")
     by_id: dict[int, dict[str, Any]] = {}
@@ -29,22 +34,31 @@ def read_categories(document: dict[str, Any], file: Path, raw_ids: bool = False)
         if category_id in by_id:
             raise ValueError(f"{file}: category id {category_id} is given twice; ids have to be unique")
         by_id[category_id] = entry
-    kept = sorted(by_id) if raw_ids else _without_groups(by_id, document)
+    kept = sorted(by_id) if raw_ids else _without_groups(by_id, used)
     return Categories(tuple(kept), tuple(str(by_id[i]["name"]) for i in kept), raw_ids)
 
 
-def category_entries(document: dict[str, Any], categories: Categories) -> list[dict[str, Any]]:
+def _check_list(entries: Any, file: Path) -> None:
+    if entries is None:
+        return
+    if not isinstance(entries, list):
+        raise ValueError(f"{file}: 'categories' is a {type(entries).__name__}; it has to be a list of objects")
+    for position, entry in enumerate(entries):
+        if not isinstance(entry, dict):
+            raise ValueError(f"{file}: entry {position} of 'categories' is {entry!r}; it has to be an object")
+
+
+def category_entries(entries: list[dict[str, Any]], categories: Categories) -> list[dict[str, Any]]:
     """What the document says about each of its classes, in their order."""
-    by_id = {as_key(entry["id"]): entry for entry in document["categories"]}
+    by_id = {as_key(entry["id"]): entry for entry in entries}
     return [by_id[category_id] for category_id in categories.ids]
 
 
-def _without_groups(by_id: dict[int, dict[str, Any]], document: dict[str, Any]) -> list[int]:
+def _without_groups(by_id: dict[int, dict[str, Any]], used: Collection[Any]) -> list[int]:
     """Ascending ids of the categories that are used or that no other category names as its supercategory."""
     parents = Counter(str(entry.get("supercategory")) for entry in by_id.values())
     for nothing in ("", "none", "null", "None"):
         parents.pop(nothing, None)
-    used = set(as_keys([annotation.get("category_id") for annotation in document.get("annotations") or ()]))
 
     def only_groups(category_id: int) -> bool:
         name, parent = str(by_id[category_id]["name"]), str(by_id[category_id].get("supercategory"))
@@ -54,20 +68,11 @@ def _without_groups(by_id: dict[int, dict[str, Any]], document: dict[str, Any]) 
     return [i for i in ids if not only_groups(i)] or ids
 
 
-def as_keys(values: list[Any]) -> list[Any]:
-    """Ids that compare equal where they mean the same: 7, 7.0 and "7" are 7; None where there is no usable id."""
-    return values if set(map(type, values)) <= {int} else [as_key(value) for value in values]
-
-
 def as_key(value: Any) -> int | str | None:
+    """An id in the form in which it is compared: 7, 7.0 and "7" are 7; None where there is no usable id."""
     if isinstance(value, str):
         digits = value.removeprefix("-")
         return int(value) if digits.isdecimal() and str(int(value)) == value else value
     if isinstance(value, float) and value.is_integer():
         return int(value)
     return value if type(value) is int else None
-
-
-def where(annotation: dict[str, Any]) -> str:
-    """How errors name an annotation."""
-    return f"annotation {annotation.get('id')} of image {annotation.get('image_id')}"

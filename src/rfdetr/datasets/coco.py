@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import gc
-import json
-from collections import Counter
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+import functools
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +16,19 @@ from rfdetr.datasets.annotations import (
     agree_categories,
     has_extent,
     is_inside,
+    missing_pictures,
     pack_names,
     picture_size,
-    require_pictures,
     row_offsets,
 )
-from rfdetr.datasets.categories import as_keys, category_entries, read_categories, where
-from rfdetr.datasets.coco_tasks import Segmentations, read_keypoints
+from rfdetr.datasets.categories import category_entries, read_categories
+from rfdetr.datasets.coco_columns import Columns, Ids
+from rfdetr.datasets.coco_tasks import Sizes
+from rfdetr.datasets.faults import Faults
+from rfdetr.datasets.json_stream import read_object
 from rfdetr.datasets.keypoints import KeypointSchema, Wanted, check_names, coco_schema
+
+FARTHEST_PX = 1e9  # beyond this, positions of pixels are not exact any more
 
 
 def read_coco(
@@ -41,6 +41,7 @@ def read_coco(
     masks: bool = False,
     keypoints: bool = False,
     schema: Wanted = None,
+    lenient: bool = False,
 ) -> AnnotationSet:
     """Read one COCO file; pictures come sorted by id.
 
@@ -49,56 +50,74 @@ def read_coco(
         categories: mapping of the train split, for valid and test. None: made from this file.
         raw_ids: labels are the category ids as written, instead of 0..N-1; not with keypoints.
         data_root: folder no `file_name` may leave; None: `image_root`.
-        masks, keypoints, schema: see `layout.read_split`.
+        masks, keypoints, schema, lenient: see `layout.read_split`.
     """
-    segmentations = Segmentations(annotation_file)
-    document = _load(annotation_file, segmentations.collect if masks else _without_outline)
-    image_ids, names, lookup = _read_images(document, annotation_file, image_root, data_root or image_root)
-    annotations, image_index, repairs = _known_annotations(document, lookup, annotation_file)
-    own = read_categories(document, annotation_file, raw_ids and not keypoints)
-    own, points = _with_keypoints(own, document, categories, schema, annotation_file) if keypoints else (own, None)
-    categories, category_repairs = agree_categories(categories, own, annotation_file)
-    boxes_xyxy = _read_boxes(annotations, annotation_file)
-    labels = _read_labels(annotations, categories, annotation_file)
-    crowd = np.array([annotation.get("iscrowd") in (1, "1") for annotation in annotations], bool)
+    faults = Faults(annotation_file, lenient)
+    columns = Columns(annotation_file, masks, keypoints)
+    document = read_object(annotation_file, {"images": columns.add_picture, "annotations": columns.add_object})
+    there = _check_pictures(columns, document.get("images"), image_root, data_root or image_root, faults)
+    image_index, repairs = _picture_of_each(columns, document.get("annotations"), annotation_file)
 
-    outside = _outside(boxes_xyxy, image_index, document["images"], image_root, names)
-    repairs += category_repairs + _box_repairs(annotations, boxes_xyxy, outside, crowd)
+    entries, used = document.get("categories"), set(np.unique(np.asarray(columns.categories.numbers)).tolist())
+    own = read_categories(entries, used, annotation_file, raw_ids and not keypoints)
+    own, points = _with_keypoints(own, entries, categories, schema, annotation_file) if keypoints else (own, None)
+    categories, found = agree_categories(categories, own, annotation_file)
+    labels = _labels(columns.categories, categories)
+    boxes_xyxy = np.array(columns.boxes).reshape(-1, 4)
+    boxes_xyxy[:, 2:] += boxes_xyxy[:, :2]
+    rows = _sound(columns, categories, labels, np.flatnonzero((image_index >= 0) & there[image_index]), faults)
 
-    image_order = np.argsort(image_ids, kind="stable")
-    rank = np.argsort(image_order, kind="stable")
-    rows = np.argsort(rank[image_index], kind="stable")
-    name_bytes, name_offsets = pack_names([names[i] for i in image_order])
-    read = AnnotationSet(
+    sizes = functools.cache(lambda image: picture_size(image_root / columns.names[image]))
+    outlines, places = None, None
+    if columns.outlines is not None:
+        outlines, usable = columns.outlines.outlines(rows, image_index, sizes, columns.where, faults)
+        rows = rows[usable]
+    elif columns.keypoints is not None and points is not None:
+        places, usable = columns.keypoints.places(rows, labels[rows], points, columns.where, faults)
+        rows, places = rows[usable], places[usable]
+    crowd = np.array(columns.crowd, bool)
+    repairs += found + _box_repairs(columns, rows, boxes_xyxy[rows], image_index[rows], crowd[rows], sizes)
+    if columns.outlines is not None:
+        repairs += columns.outlines.repairs(rows, crowd[rows], columns.where)
+
+    pictures, order, offsets = _in_order(_picture_ids(columns), there, image_index[rows])
+    rows = rows[order]
+    name_bytes, name_offsets = pack_names([columns.names[i] for i in pictures])
+    return AnnotationSet(
         root=image_root,
         source=annotation_file,
         categories=categories,
         name_bytes=name_bytes,
         name_offsets=name_offsets,
-        image_ids=image_ids[image_order],
-        offsets=row_offsets(rank[image_index], len(names)),
+        image_ids=_picture_ids(columns)[pictures],
+        offsets=offsets,
         boxes_xyxy=boxes_xyxy[rows],
         labels=labels[rows],
-        areas=_read_areas(annotations, annotation_file)[rows],
+        areas=_areas(columns)[rows],
         crowd=crowd[rows],
-        annotation_ids=_annotation_ids(annotations)[rows],
-        normalized=np.zeros(len(names), bool),
-        repairs=tuple(repairs),
+        annotation_ids=_object_ids(columns)[rows],
+        normalized=np.zeros(len(pictures), bool),
+        outlines=None if outlines is None else outlines.take(rows),
+        keypoints=None if places is None else places[order],
+        schema=points,
+        repairs=(*faults.repairs, *repairs),
     )
-    if points is not None:
-        places = read_keypoints(annotations, labels, points, annotation_file)
-        return replace(read, keypoints=places[rows], schema=points)
-    if masks:
-        outlines, found = segmentations.outlines(annotations, image_index, [image_root / name for name in names], crowd)
-        return replace(read, outlines=outlines.take(rows), repairs=(*read.repairs, *found))
-    return read
+
+
+def _in_order(ids: np.ndarray, there: np.ndarray, image_index: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The pictures that are there by their ids, the order of the objects of pictures `image_index`, their offsets."""
+    pictures = np.flatnonzero(there)[np.argsort(ids[there], kind="stable")]
+    rank = np.full(len(there), -1)
+    rank[pictures] = np.arange(len(pictures))
+    order = np.argsort(rank[image_index], kind="stable")
+    return pictures, order, row_offsets(rank[image_index[order]], len(pictures))
 
 
 def _with_keypoints(
-    own: Categories, document: dict[str, Any], trained: Categories | None, schema: Wanted, file: Path
+    own: Categories, entries: Any, trained: Categories | None, schema: Wanted, file: Path
 ) -> tuple[Categories, KeypointSchema]:
     """The schema of the train split where it is given, or that of the document and the labels that follow from it."""
-    entries = category_entries(document, own)
+    entries = category_entries(entries, own)
     if trained is not None and isinstance(schema, KeypointSchema):
         check_names(entries, trained.labels_of(np.array(own.ids)).tolist(), schema, file)
         return own, schema
@@ -106,149 +125,101 @@ def _with_keypoints(
     return replace(own, slots=slots), found
 
 
-def _without_outline(entry: dict[str, Any]) -> dict[str, Any]:
-    """Outlines take most of the memory, and boxes do not need them."""
-    entry.pop("segmentation", None)
-    return entry
-
-
-def _load(file: Path, object_hook: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any]:
-    """The parsed file; ValueError if it is none of COCO's."""
-    try:
-        with _paused_garbage_collection():
-            document = json.loads(file.read_bytes().decode("utf-8-sig"), object_hook=object_hook)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"annotation file {file} does not exist") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} is not valid JSON in UTF-8: {error}") from None
-    if not isinstance(document, dict):
-        raise ValueError(
-            f"{file}: the top level is a {type(document).__name__}; a COCO file is an object with "
-            "'images', 'annotations' and 'categories'"
-        )
-    for key in ("images", "annotations", "categories"):
-        _check_list(document.get(key), key, file)
-    return document
-
-
-@contextmanager
-def _paused_garbage_collection() -> Generator[None, None, None]:
-    # Parsing makes millions of objects and no garbage; looking for some takes 40 % of the time.
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
-
-
-def _check_list(entries: Any, key: str, file: Path) -> None:
-    if entries is None:
-        return
-    if not isinstance(entries, list):
-        raise ValueError(f"{file}: '{key}' is a {type(entries).__name__}; it has to be a list of objects")
-    if not set(map(type, entries)) <= {dict}:
-        position = next(i for i, entry in enumerate(entries) if not isinstance(entry, dict))
-        raise ValueError(f"{file}: entry {position} of '{key}' is {entries[position]!r}; it has to be an object")
-
-
-def _read_images(
-    document: dict[str, Any], file: Path, image_root: Path, data_root: Path
-) -> tuple[np.ndarray, list[str], dict[Any, int]]:
-    """Ids (N,) int64 and names in file order, and the position of each id as annotations spell it."""
-    images = document.get("images")
-    if not images:
+def _check_pictures(columns: Columns, given: Any, image_root: Path, data_root: Path, faults: Faults) -> np.ndarray:
+    """Which pictures are there, (N,) bool."""
+    file, ids = columns.file, columns.picture_ids
+    if given is not None and type(given) is not int:
+        raise ValueError(f"{file}: 'images' is a {type(given).__name__}; it has to be a list of objects")
+    if not given:
         raise ValueError(f"{file}: 'images' is missing or empty; a split needs at least one picture")
-    keys = as_keys([image.get("id") for image in images])
-    lookup = {key: position for position, key in enumerate(keys)}
-    if None in lookup:
-        raise ValueError(
-            f"{file}: entry {lookup[None]} of 'images' has no usable 'id'; it has to be a number or a text"
-        )
-    if len(lookup) < len(keys):
-        twice, count = Counter(keys).most_common(1)[0]
-        raise ValueError(f"{file}: {count} entries of 'images' have the id {twice!r}; ids have to be unique")
-    names = [image.get("file_name") for image in images]
-    for key, name in zip(keys, names, strict=True):
-        if not isinstance(name, str) or not name:
-            raise ValueError(f"{file}: image id {key} has file_name {name!r}; it has to name the picture file")
-    _check_inside(names, image_root, data_root, file)
-    require_pictures(image_root, names, file)
-    # Ids that are texts have no number of their own.
-    are_numbers = all(type(key) is int and abs(key) < 2**63 for key in keys)
-    return np.array(keys if are_numbers else range(len(keys)), np.int64), names, lookup
-
-
-def _check_inside(names: list[str], image_root: Path, data_root: Path, file: Path) -> None:
-    for name in names:
+    if None in ids.others.values():
+        bad = next(row for row, key in ids.others.items() if key is None)
+        raise ValueError(f"{file}: entry {bad} of 'images' has no usable 'id'; it has to be a number or a text")
+    if twice := ids.twice():
+        raise ValueError(f"{file}: {twice[1]} entries of 'images' have the id {twice[0]!r}; ids have to be unique")
+    for row, name in enumerate(columns.names):
+        if not isinstance(name, str) or not name or "\0" in name:
+            raise ValueError(f"{file}: image id {ids.of(row)} has file_name {name!r}; it has to name the picture file")
         may_leave = ".." in name or name[0] in "/\\" or name[1:2] == ":"
         if may_leave and not is_inside(image_root / name, data_root):
             raise ValueError(
                 f"{file}: file_name '{name}' leads out of the data set folder {data_root}; move the file in"
             )
+    missing = np.array(missing_pictures(image_root, columns.names), np.int64)
+    faults.found(
+        missing,
+        "missing pictures",
+        lambda row: str(image_root / columns.names[row]),
+        lambda row: (
+            f"{len(missing)} of {len(ids)} pictures are missing, the first is {image_root / columns.names[row]}; "
+            "add the files or remove their entries"
+        ),
+        FileNotFoundError,
+    )
+    return np.isin(np.arange(len(ids)), missing, invert=True)
 
 
-def _known_annotations(
-    document: dict[str, Any], lookup: dict[Any, int], file: Path
-) -> tuple[list[dict[str, Any]], np.ndarray, list[Repair]]:
-    """Annotations whose picture exists and the position of that picture (A,), in file order."""
-    annotations = document.get("annotations")
-    if annotations is None:
-        repair = Repair("no 'annotations' list, all pictures are background", len(lookup), file.name)
-        return [], np.zeros(0, np.int64), [repair]
-    keys = as_keys([annotation.get("image_id") for annotation in annotations])
-    image_index = np.array([lookup.get(key, -1) for key in keys], np.int64)
+def _picture_ids(columns: Columns) -> np.ndarray:
+    """(N,) int64; positions in the file where some ids are texts, which have no number of their own."""
+    numbers = columns.picture_ids.as_numbers()
+    return np.arange(len(columns.picture_ids)) if numbers is None else numbers
+
+
+def _object_ids(columns: Columns) -> np.ndarray:
+    """(A,) int64; counted from 1 where the file has texts, gaps or numbers that do not fit."""
+    numbers = columns.ids.as_numbers()
+    return np.arange(1, len(columns.ids) + 1) if numbers is None else numbers
+
+
+def _picture_of_each(columns: Columns, given: Any, file: Path) -> tuple[np.ndarray, list[Repair]]:
+    """Row of the picture of every object, (A,) int64, -1 where there is no such picture."""
+    if given is not None and type(given) is not int:
+        raise ValueError(f"{file}: 'annotations' is a {type(given).__name__}; it has to be a list of objects")
+    if given is None:
+        return np.zeros(0, np.int64), [
+            Repair("no 'annotations' list, all pictures are background", len(columns.names), file.name)
+        ]
+    image_index = columns.picture_ids.rows(columns.pictures)
     unknown = np.flatnonzero(image_index < 0)
-    if not len(unknown):
-        return annotations, image_index, []
-    repair = Repair("annotations of unknown images, ignored", len(unknown), where(annotations[unknown[0]]))
-    known = np.flatnonzero(image_index >= 0)
-    return [annotations[i] for i in known], image_index[known], [repair]
+    kind = "annotations of unknown images, ignored"
+    return image_index, [Repair(kind, len(unknown), columns.where(int(unknown[0])))] if len(unknown) else []
 
 
-def _read_boxes(annotations: list[dict[str, Any]], file: Path) -> np.ndarray:
-    """(A, 4) float64 xyxy pixels, as written."""
-    try:
-        boxes = [annotation["bbox"] for annotation in annotations]
-        if not (set(map(type, boxes)) <= {list} and set(map(len, boxes)) <= {4}):
-            raise ValueError
-        flat = np.fromiter(chain.from_iterable(boxes), np.float64, count=4 * len(boxes))
-    except (KeyError, TypeError, ValueError):
-        raise ValueError(_first_bad_box(annotations, file)) from None
-    boxes_xyxy = flat.reshape(-1, 4)
-    if not np.isfinite(boxes_xyxy).all():
-        raise ValueError(_first_bad_box(annotations, file))
-    boxes_xyxy[:, 2:] += boxes_xyxy[:, :2]
-    return boxes_xyxy
+def _labels(ids: Ids, categories: Categories) -> np.ndarray:
+    """Label of every object, (A,) int64; -1 where its category is no class."""
+    labels = categories.labels_of(np.array(ids.numbers))
+    labels[list(ids.others)] = -1
+    return labels
 
 
-def _first_bad_box(annotations: list[dict[str, Any]], file: Path) -> str:
-    for annotation in annotations:
-        try:
-            x, y, width, height = map(float, annotation["bbox"])
-            if np.isfinite([x, y, width, height]).all():
-                continue
-        except (KeyError, TypeError, ValueError):
-            pass
-        break
-    given = repr(annotation.get("bbox"))
-    return f"{file}: {where(annotation)} has bbox {given}; it has to be four finite numbers x, y, width, height"
+def _sound(
+    columns: Columns, categories: Categories, labels: np.ndarray, rows: np.ndarray, faults: Faults
+) -> np.ndarray:
+    """Those of some objects that have a class, a box and an area that can be one."""
+    unknown = rows[labels[rows] < 0]
 
-
-def _read_labels(annotations: list[dict[str, Any]], categories: Categories, file: Path) -> np.ndarray:
-    """(A,) int64."""
-    keys = as_keys([annotation.get("category_id") for annotation in annotations])
-    no_class = min(categories.ids) - 1
-    labels = categories.labels_of(np.array([key if isinstance(key, int) else no_class for key in keys], np.int64))
-    unknown = np.flatnonzero(labels < 0)
-    if len(unknown):
-        annotation = annotations[unknown[0]]
-        raise ValueError(
-            f"{file}: {where(annotation)} has category_id {annotation.get('category_id')!r} ({len(unknown)} such "
+    def no_class(row: int) -> str:
+        return (
+            f"{columns.where(row)} has category_id {columns.categories.of(row)!r} ({len(unknown)} such "
             f"annotations), which is not a class of this data set; its classes are {_preview(categories)}"
         )
-    return labels
+
+    def no_box(row: int) -> str:
+        given = columns.bad_boxes.get(row) or columns.boxes[4 * row : 4 * row + 4].tolist()
+        return f"{columns.where(row)} has bbox {given}; it has to be four finite numbers x, y, width, height"
+
+    def no_area(row: int) -> str:
+        return f"{columns.where(row)} has area {columns.bad_areas[row]}; it has to be a number"
+
+    boxes = np.asarray(columns.boxes).reshape(-1, 4)[rows]
+    bad_boxes = rows[~(np.abs(boxes) < FARTHEST_PX).all(1)]
+    bad_areas = rows[np.isin(rows, list(columns.bad_areas))]
+    bad = (
+        faults.found(unknown, "annotations of unknown categories", columns.where, no_class),
+        faults.found(bad_boxes, "annotations without a usable bbox", columns.where, no_box),
+        faults.found(bad_areas, "annotations whose area is no number", columns.where, no_area),
+    )
+    return np.setdiff1d(rows, np.concatenate(bad))
 
 
 def _preview(categories: Categories) -> str:
@@ -256,60 +227,35 @@ def _preview(categories: Categories) -> str:
     return ", ".join(shown) + ", ..." * (len(categories.ids) > 10)
 
 
-def _read_areas(annotations: list[dict[str, Any]], file: Path) -> np.ndarray:
+def _areas(columns: Columns) -> np.ndarray:
     """(A,) float64 square pixels; NaN where there is none or where it cannot be one."""
-    values = [annotation.get("area") for annotation in annotations]
-    try:
-        areas = np.array(values, np.float64)
-    except (TypeError, ValueError):
-        bad = next(
-            annotation for annotation in annotations if not isinstance(annotation.get("area"), int | float | None)
-        )
-        raise ValueError(f"{file}: {where(bad)} has area {bad['area']!r}; it has to be a number") from None
-    areas[~(np.isfinite(areas) & (areas >= 0))] = np.nan
-    return areas
-
-
-def _annotation_ids(annotations: list[dict[str, Any]]) -> np.ndarray:
-    """(A,) int64; counted from 1 where the file has texts, gaps or numbers that do not fit."""
-    ids = as_keys([annotation.get("id") for annotation in annotations])
-    if all(type(key) is int and abs(key) < 2**63 for key in ids):
-        return np.array(ids, np.int64)
-    return np.arange(1, len(ids) + 1)
-
-
-def _outside(
-    boxes_xyxy: np.ndarray, image_index: np.ndarray, images: list[dict[str, Any]], image_root: Path, names: list[str]
-) -> np.ndarray:
-    """Whether each box lies fully outside its picture, (A,) bool.
-
-    The sizes in the file only raise the suspicion; the picture itself decides, and only suspects are opened.
-    """
-    widths = np.array([_length(image.get("width")) for image in images], np.float64)
-    heights = np.array([_length(image.get("height")) for image in images], np.float64)
-    x0, y0, x1, y1 = boxes_xyxy.T
-    outside = (x1 <= 0) | (y1 <= 0)
-    suspect = ~outside & ((x0 >= widths[image_index]) | (y0 >= heights[image_index]))
-    for index in np.unique(image_index[suspect]):
-        # A damaged picture is reported when it is decoded.
-        heights[index], widths[index] = picture_size(image_root / names[index]) or (np.inf, np.inf)
-    return outside | (x0 >= widths[image_index]) | (y0 >= heights[image_index])
-
-
-def _length(value: Any) -> float:
-    """A length that is not given is 0, which makes every box a suspect."""
-    return value if type(value) in (int, float) else 0
+    areas = np.asarray(columns.areas)
+    return np.where(np.isfinite(areas) & (areas >= 0), areas, np.nan)
 
 
 def _box_repairs(
-    annotations: list[dict[str, Any]], boxes_xyxy: np.ndarray, outside: np.ndarray, crowd: np.ndarray
+    columns: Columns, rows: np.ndarray, boxes_xyxy: np.ndarray, image_index: np.ndarray, crowd: np.ndarray, sizes: Sizes
 ) -> list[Repair]:
     empty = ~has_extent(boxes_xyxy) & ~crowd
-    found = []
-    for kind, rows in (
-        ("boxes without width or height, left out", np.flatnonzero(empty)),
-        ("boxes fully outside the picture, left out", np.flatnonzero(outside & ~empty & ~crowd)),
-    ):
-        if len(rows):
-            found.append(Repair(kind, len(rows), where(annotations[rows[0]])))
-    return found
+    outside = _outside(boxes_xyxy, image_index, np.array(columns.lengths).reshape(-1, 2), sizes) & ~empty & ~crowd
+    return [
+        Repair(kind, int(bad.sum()), columns.where(int(rows[bad.argmax()])))
+        for kind, bad in (
+            ("boxes without width or height, left out", empty),
+            ("boxes fully outside the picture, left out", outside),
+        )
+        if bad.any()
+    ]
+
+
+def _outside(boxes_xyxy: np.ndarray, image_index: np.ndarray, lengths: np.ndarray, sizes: Sizes) -> np.ndarray:
+    """Whether each box lies fully outside its picture, (R,) bool.
+
+    The widths and heights in the file only raise the suspicion; the picture decides, and only suspects are opened.
+    """
+    outside = (boxes_xyxy[:, 2] <= 0) | (boxes_xyxy[:, 3] <= 0)
+    suspect = ~outside & (boxes_xyxy[:, :2] >= lengths[image_index]).any(1)
+    for index in np.unique(image_index[suspect]).tolist():
+        # A damaged picture is reported when it is decoded.
+        lengths[index] = (sizes(index) or (np.inf, np.inf))[::-1]
+    return outside | (boxes_xyxy[:, :2] >= lengths[image_index]).any(1)

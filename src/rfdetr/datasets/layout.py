@@ -61,6 +61,7 @@ def read_split(
     masks: bool = False,
     keypoints: bool = False,
     schema: Wanted = None,
+    lenient: bool = False,
 ) -> AnnotationSet:
     """Read one split and warn once about what was repaired in it.
 
@@ -72,6 +73,7 @@ def read_split(
         keypoints: read keypoints; labels are then those of `schema`, or count from 0.
         schema: that of the train split together with its categories, or the number of keypoints by label that the data
             must fit. None: what the data has.
+        lenient: leave out what would be an error, count it in `repairs`, and warn of nothing.
 
     Raises:
         FileNotFoundError: the split, its annotation file or a picture does not exist.
@@ -80,7 +82,7 @@ def read_split(
     if masks and keypoints:
         raise ValueError("masks and keypoints cannot be read together; no model predicts both")
     root = _existing(root, dataset_file)
-    asked: Any = {"masks": masks, "keypoints": keypoints, "schema": schema}
+    asked: Any = {"masks": masks, "keypoints": keypoints, "schema": schema, "lenient": lenient}
     if detect_format(root, dataset_file) == "yolo":
         annotations = _with_names(read_yolo(root, _known(split), **asked), categories)
     else:
@@ -93,7 +95,8 @@ def read_split(
         annotations = replace(annotations, repairs=(*annotations.repairs, repair))
     elif split == "train":
         _require_learnable(annotations)
-    annotations.warn_about_repairs()
+    if not lenient:
+        annotations.warn_about_repairs()
     return annotations
 
 

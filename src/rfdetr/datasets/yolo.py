@@ -20,11 +20,12 @@ from rfdetr.datasets.annotations import (
     has_extent,
     is_inside,
     list_folder,
+    missing_pictures,
     name_repairs,
     pack_names,
-    require_pictures,
     row_offsets,
 )
+from rfdetr.datasets.faults import Faults
 from rfdetr.datasets.keypoints import Wanted, in_order, keypoint_shape, yolo_schema
 from rfdetr.datasets.yolo_labels import LabelRows, read_text
 
@@ -52,6 +53,7 @@ def read_yolo(
     masks: bool = False,
     keypoints: bool = False,
     schema: Wanted = None,
+    lenient: bool = False,
 ) -> AnnotationSet:
     """Read one split ("train", "valid" or "test"); pictures come sorted by path, ids count from 0.
 
@@ -59,7 +61,7 @@ def read_yolo(
     that no picture has to be opened.
 
     Args:
-        masks, keypoints, schema: see `layout.read_split`.
+        masks, keypoints, schema, lenient: see `layout.read_split`.
     """
     root = root.resolve()
     yaml_file = find_yaml(root)
@@ -67,9 +69,10 @@ def read_yolo(
         raise FileNotFoundError(f"{root} has no {YAML_NAMES[0]} or {YAML_NAMES[1]}; a YOLO data set needs one")
     settings = _load_yaml(yaml_file)
     names = _read_names(settings, yaml_file)
+    faults = Faults(yaml_file, lenient)
     pairs, repairs = _find_pictures(root, split, settings, yaml_file)
+    pairs = _present(pairs, root, faults)
     paths = [_relative(picture, root) for picture, _ in pairs]
-    require_pictures(root, paths, yaml_file)
 
     own, shape, points = Categories(tuple(range(len(names))), names), None, None
     if keypoints:
@@ -77,10 +80,12 @@ def read_yolo(
         points, slots = yolo_schema(settings, len(names), schema, yaml_file)
         own = replace(own, slots=slots)
     files = [label for _, label in pairs]
-    rows = LabelRows(len(names), _pose_fields(settings), shape)
+    rows = LabelRows(len(names), _pose_fields(settings), shape, lenient)
     image_index = rows.read(files)
     boxes_xyxy = np.array(rows.boxes).reshape(-1, 4)
-    repairs += _nc_repairs(settings, names, yaml_file) + name_repairs(names, yaml_file)
+    if bad := rows.bad_lines:
+        repairs.append(Repair("lines that cannot be read, left out", len(bad), bad[0], fatal=True))
+    repairs += faults.repairs + _nc_repairs(settings, names, yaml_file) + name_repairs(names, yaml_file)
     repairs += _box_repairs(boxes_xyxy, image_index, files)
     name_bytes, name_offsets = pack_names(paths)
     return AnnotationSet(
@@ -216,6 +221,24 @@ def _collect(sources: list[Path], root: Path) -> tuple[list[tuple[str, str]], li
         pairs |= found
     repairs = [Repair("label files without a picture, ignored", len(orphans), orphans[0])] if orphans else []
     return sorted(pairs), repairs
+
+
+def _present(pairs: list[tuple[str, str]], root: Path, faults: Faults) -> list[tuple[str, str]]:
+    """The pairs whose picture is there."""
+    names = [_relative(picture, root) for picture, _ in pairs]
+    missing = missing_pictures(root, names)
+    faults.found(
+        np.array(missing, np.int64),
+        "missing pictures",
+        lambda row: pairs[row][0],
+        lambda row: (
+            f"{len(missing)} of {len(pairs)} pictures are missing, the first is {pairs[row][0]}; "
+            "add the files or remove their entries"
+        ),
+        FileNotFoundError,
+    )
+    gone = set(missing)
+    return [pair for position, pair in enumerate(pairs) if position not in gone]
 
 
 def _is_label_file(path: str) -> bool:

@@ -19,9 +19,13 @@ class LabelRows:
     Args:
         pose_fields: fields of a line with keypoints, if the data set declares some.
         shape: number of keypoints and of numbers for each, if they are wanted.
+        lenient: leave out lines that cannot be read, and keep what is wrong with them in `bad_lines`.
     """
 
-    def __init__(self, num_classes: int, pose_fields: int | None, shape: tuple[int, int] | None) -> None:
+    def __init__(
+        self, num_classes: int, pose_fields: int | None, shape: tuple[int, int] | None, lenient: bool = False
+    ) -> None:
+        self.lenient, self.bad_lines = lenient, list[str]()
         self.num_classes, self.pose_fields, self.shape = num_classes, pose_fields, shape
         self.boxes, self.labels = array("d"), array("q")  # xyxy fractions, not clamped
         self.points, self.ring_lengths, self.keypoints = array("d"), array("q"), array("d")
@@ -54,7 +58,9 @@ class LabelRows:
             try:
                 self._add(fields)
             except ValueError as error:
-                raise ValueError(f"{file}, line {number}: {error}") from None
+                self.bad_lines.append(f"{file}, line {number}: {error}")
+                if not self.lenient:
+                    raise ValueError(self.bad_lines[0]) from None
 
     def _add(self, fields: list[str]) -> None:
         is_box = len(fields) in (5, self.pose_fields)
