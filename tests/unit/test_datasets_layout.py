@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from rfdetr.datasets.annotations import Categories
-from rfdetr.datasets.layout import detect_format, find_coco_split, has_split, read_split
+from rfdetr.datasets.layout import detect_format, find_given, find_split, has_split, read_place, read_split
 
 BOX = {"id": 1, "image_id": 1, "category_id": 3, "bbox": [10, 10, 20, 20]}
 
@@ -81,8 +81,9 @@ TREES = [
 @pytest.mark.parametrize(("file", "pictures", "split"), TREES)
 def test_original_coco_tree_has_raw_ids(tmp_path, file, pictures, split):
     write_coco(tmp_path / "annotations" / file, tmp_path / pictures)
-    assert find_coco_split(tmp_path, split, "coco") == (tmp_path / "annotations" / file, tmp_path / pictures)
+    assert find_split(tmp_path, split, "coco").file == tmp_path / "annotations" / file
     annotations = read_split(tmp_path, split, "coco")
+    assert annotations.path(0).parent == tmp_path / pictures
     assert annotations.labels.tolist() == [3]
     assert annotations.categories.num_classes == 9
 
@@ -96,12 +97,77 @@ def test_year_2017_goes_before_other_files_of_a_coco_tree(tmp_path):
         read_split(tmp_path, "train", "coco")
 
 
-def test_coco_tree_without_the_option_is_refused_with_a_hint(tmp_path):
+def test_coco_tree_without_the_option_counts_its_classes(tmp_path):
     write_coco(tmp_path / "annotations" / "instances_train2017.json", tmp_path / "train2017")
-    with pytest.raises(FileNotFoundError, match=r'found annotations/, train2017/; .* give dataset_file="coco"'):
-        detect_format(tmp_path)
+    assert detect_format(tmp_path) == "coco"
+    assert read_split(tmp_path, "train").labels.tolist() == [0]
     with pytest.raises(FileNotFoundError, match=r"no valid split: looked for .*instances_val2017.json"):
         read_split(tmp_path, "valid", "coco")
+
+
+# Annotation file, picture folder: layouts of COCO files that tools write.
+PLAIN = [
+    ("annotations/instances_train.json", "images/train"),
+    ("annotations/train.json", "images"),
+    ("annotations/instances_train2017.json", "images/train2017"),
+    ("train.json", "train"),
+    ("train_annotations.json", "."),
+    ("train/labels.json", "train/data"),
+    ("train/result.json", "train/images"),
+    ("Bäume/../train/annotations.json", "train"),
+    ("annotations/train/instances.json", "train"),
+]
+
+
+@pytest.mark.parametrize(("file", "pictures"), PLAIN)
+def test_coco_files_are_found_under_any_usual_name(tmp_path, file, pictures):
+    (tmp_path / "Bäume").mkdir()
+    write_coco(tmp_path / file, tmp_path / pictures)
+    annotations = read_split(tmp_path, "train")
+    assert annotations.path(0).is_file()
+    assert annotations.labels.tolist() == [0]
+
+
+def test_of_several_coco_files_those_of_the_task_count(tmp_path):
+    for kind in ("instances", "person_keypoints", "captions"):
+        write_coco(tmp_path / "annotations" / f"{kind}_train2017.json", tmp_path / "train2017")
+    assert find_split(tmp_path, "train").file.name == "instances_train2017.json"
+    assert find_split(tmp_path, "train", keypoints=True).file.name == "person_keypoints_train2017.json"
+
+
+def test_yaml_of_any_name(tmp_path):
+    write_yolo(tmp_path, "train")
+    (tmp_path / "data.yaml").rename(tmp_path / "coco8.yaml")
+    assert detect_format(tmp_path / "coco8.yaml") == "yolo"
+    assert read_split(tmp_path / "coco8.yaml", "train").path(0).name == "y.png"
+
+
+# What `train=` may be for the three kinds of data sets.
+GIVEN = {
+    "coco": ["train/_annotations.coco.json", "train", "."],
+    "yolo": ["train/images", "train", "data.yaml", ".", "list.txt"],
+}
+
+
+@pytest.mark.parametrize(("kind", "path"), [(kind, path) for kind, paths in GIVEN.items() for path in paths])
+def test_split_given_as_a_path(tmp_path, kind, path):
+    if kind == "coco":
+        write_roboflow(tmp_path, "train")
+    else:
+        write_yolo(tmp_path, "train")
+        (tmp_path / "list.txt").write_text("train/images/y.png\n", encoding="utf-8")
+    place = find_given(tmp_path / path, "train")
+    annotations = read_place(place, "train", masks=False, keypoints=False, schema=None, lenient=False)
+    assert len(annotations) == len(annotations.labels) == 1
+    assert annotations.path(0).is_file()
+
+
+def test_given_path_that_is_nothing_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"gone, given as the valid split, does not exist"):
+        find_given(tmp_path / "gone", "valid")
+    (tmp_path / "words.txt").write_text("a.png\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"words.txt, given as the valid split, is no COCO file.* no data.yaml there"):
+        find_given(tmp_path / "words.txt", "valid")
 
 
 @pytest.mark.parametrize("call", [detect_format, lambda root: has_split(root, "train")])

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import io
 import os
 import warnings
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -66,6 +68,29 @@ class Categories:
 
 
 @dataclass(frozen=True, eq=False)
+class Shards:
+    """Where N pictures lie in tar files."""
+
+    files: tuple[Path, ...]
+    number: np.ndarray
+    """(N,) int64: which of the files; -1 for a picture that is a file of its own."""
+    start: np.ndarray
+    """(N,) int64: first byte."""
+    length: np.ndarray
+    """(N,) int64: bytes."""
+
+    def read(self, index: int) -> bytes:
+        """One encoded picture."""
+        with self.files[self.number[index]].open("rb") as handle:
+            handle.seek(int(self.start[index]))
+            return handle.read(int(self.length[index]))
+
+    def take(self, rows: np.ndarray) -> Shards:
+        """The given pictures in the given order."""
+        return Shards(self.files, self.number[rows], self.start[rows], self.length[rows])
+
+
+@dataclass(frozen=True, eq=False)
 class AnnotationSet:
     """The labels of one split: N pictures, A objects, the objects of picture i in rows offsets[i] to offsets[i+1].
 
@@ -103,6 +128,8 @@ class AnnotationSet:
     """(A, K, 3) float64 x, y and visibility 0, 1 or 2, where keypoints were asked for; x, y as in `boxes_xyxy`."""
     schema: KeypointSchema | None = None
     """What the keypoints are, where they were asked for."""
+    shards: Shards | None = None
+    """Where the pictures lie in tar files, unless each is a file of its own."""
     repairs: tuple[Repair, ...] = field(default=())
 
     def __len__(self) -> int:
@@ -118,12 +145,14 @@ class AnnotationSet:
         return list(self.categories.ids)
 
     def path(self, index: int) -> Path:
-        """Picture file."""
+        """Picture file; for one in a shard, the shard and the name in it."""
         start, end = self.name_offsets[index], self.name_offsets[index + 1]
         return self.root / self.name_bytes[start:end].tobytes().decode("utf-8", "surrogatepass")
 
     def read(self, index: int) -> bytes:
         """The encoded picture; FileNotFoundError names it."""
+        if self.shards is not None and self.shards.number[index] >= 0:
+            return self.shards.read(index)
         try:
             return self.path(index).read_bytes()
         except FileNotFoundError:
@@ -134,7 +163,8 @@ class AnnotationSet:
         """(N, 2) int64 height and width by the headers of the pictures, read once; 0 for those that cannot be read."""
         sizes = np.zeros((len(self), 2), np.int64)
         for index in range(len(self)):
-            if size := picture_size(self.path(index)):
+            in_shard = self.shards is not None and self.shards.number[index] >= 0
+            if size := picture_size(io.BytesIO(self.read(index)) if in_shard else self.path(index)):
                 sizes[index] = size
         return sizes
 
@@ -253,7 +283,7 @@ def agree_categories(trained: Categories | None, own: Categories, source: Path) 
     return trained, [Repair("categories named otherwise in the train split, whose names count", len(other), example)]
 
 
-def picture_size(path: Path) -> tuple[int, int] | None:
+def picture_size(path: Path | BinaryIO) -> tuple[int, int] | None:
     """Height and width in the header; None for a damaged picture, which is reported when it is decoded."""
     try:
         with Image.open(path) as image:

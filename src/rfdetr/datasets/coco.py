@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import io
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from rfdetr.datasets.annotations import (
     AnnotationSet,
     Categories,
     Repair,
+    Shards,
     agree_categories,
     has_extent,
     is_inside,
@@ -33,7 +36,7 @@ FARTHEST_PX = 1e9  # beyond this, positions of pixels are not exact any more
 
 def read_coco(
     annotation_file: Path,
-    image_root: Path,
+    image_root: Path | Sequence[Path],
     categories: Categories | None = None,
     raw_ids: bool = False,
     *,
@@ -46,28 +49,55 @@ def read_coco(
     """Read one COCO file; pictures come sorted by id.
 
     Args:
-        image_root: folder the `file_name` entries are relative to.
+        image_root: folder the `file_name` entries are relative to; of several the first that has the pictures.
         categories: mapping of the train split, for valid and test. None: made from this file.
         raw_ids: labels are the category ids as written, instead of 0..N-1; not with keypoints.
-        data_root: folder no `file_name` may leave; None: `image_root`.
+        data_root: folder no `file_name` may leave; None: that of the pictures.
         masks, keypoints, schema, lenient: see `layout.read_split`.
     """
-    faults = Faults(annotation_file, lenient)
     columns = Columns(annotation_file, masks, keypoints)
     document = read_object(annotation_file, {"images": columns.add_picture, "annotations": columns.add_object})
-    there = _check_pictures(columns, document.get("images"), image_root, data_root or image_root, faults)
-    image_index, repairs = _picture_of_each(columns, document.get("annotations"), annotation_file)
+    root = image_root if isinstance(image_root, Path) else _root_of(image_root, columns.names)
+    faults = Faults(annotation_file, lenient)
+    there = _check_pictures(columns, document.get("images"), root, data_root or root, faults)
+    return build(columns, document, root, there, categories, faults, raw_ids=raw_ids, schema=schema)
+
+
+def build(
+    columns: Columns,
+    document: dict[str, Any],
+    root: Path,
+    there: np.ndarray,
+    categories: Categories | None,
+    faults: Faults,
+    *,
+    raw_ids: bool = False,
+    schema: Wanted = None,
+    shards: Shards | None = None,
+) -> AnnotationSet:
+    """The AnnotationSet of collected entries.
+
+    Args:
+        document: the other members of the file.
+        root: folder the picture names are relative to; there: (N,) bool, which pictures exist.
+        shards: where the N pictures lie.
+    """
+    file, keypoints = columns.file, columns.keypoints is not None
+    image_index, repairs = _picture_of_each(columns, document.get("annotations"), file)
 
     entries, used = document.get("categories"), set(np.unique(np.asarray(columns.categories.numbers)).tolist())
-    own = read_categories(entries, used, annotation_file, raw_ids and not keypoints)
-    own, points = _with_keypoints(own, entries, categories, schema, annotation_file) if keypoints else (own, None)
-    categories, found = agree_categories(categories, own, annotation_file)
+    own = read_categories(entries, used, file, raw_ids and not keypoints)
+    own, points = _with_keypoints(own, entries, categories, schema, file) if keypoints else (own, None)
+    categories, found = agree_categories(categories, own, file)
     labels = _labels(columns.categories, categories)
     boxes_xyxy = np.array(columns.boxes).reshape(-1, 4)
     boxes_xyxy[:, 2:] += boxes_xyxy[:, :2]
     rows = _sound(columns, categories, labels, np.flatnonzero((image_index >= 0) & there[image_index]), faults)
 
-    sizes = functools.cache(lambda image: picture_size(image_root / columns.names[image]))
+    def size_of(image: int) -> tuple[int, int] | None:
+        return picture_size(io.BytesIO(shards.read(image)) if shards is not None else root / columns.names[image])
+
+    sizes = functools.cache(size_of)
     outlines, places = None, None
     if columns.outlines is not None:
         outlines, usable = columns.outlines.outlines(rows, image_index, sizes, columns.where, faults)
@@ -84,8 +114,8 @@ def read_coco(
     rows = rows[order]
     name_bytes, name_offsets = pack_names([columns.names[i] for i in pictures])
     return AnnotationSet(
-        root=image_root,
-        source=annotation_file,
+        root=root,
+        source=file,
         categories=categories,
         name_bytes=name_bytes,
         name_offsets=name_offsets,
@@ -100,6 +130,7 @@ def read_coco(
         outlines=None if outlines is None else outlines.take(rows),
         keypoints=None if places is None else places[order],
         schema=points,
+        shards=None if shards is None else shards.take(pictures),
         repairs=(*faults.repairs, *repairs),
     )
 
@@ -123,6 +154,13 @@ def _with_keypoints(
         return own, schema
     found, slots = coco_schema(entries, schema, file)
     return replace(own, slots=slots), found
+
+
+def _root_of(folders: Sequence[Path], names: list[Any]) -> Path:
+    """The first folder that has one of the first pictures, else the first that exists."""
+    samples = [name for name in names[:10] if isinstance(name, str) and "\0" not in name]
+    holding = (folder for folder in folders if any((folder / name).is_file() for name in samples))
+    return next(holding, None) or next((folder for folder in folders if folder.is_dir()), folders[0])
 
 
 def _check_pictures(columns: Columns, given: Any, image_root: Path, data_root: Path, faults: Faults) -> np.ndarray:

@@ -2,54 +2,114 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rfdetr.datasets.annotations import SPLIT_FOLDERS, AnnotationSet, Categories, Repair
 from rfdetr.datasets.coco import read_coco
 from rfdetr.datasets.keypoints import Wanted
+from rfdetr.datasets.shards import INDEX_ENDING, read_shards
 from rfdetr.datasets.yolo import YAML_NAMES, find_yaml, find_yolo_split, read_yolo
 
-DATASET_FILES = ("roboflow", "coco", "yolo")
+DATASET_FILES = ("roboflow", "coco", "yolo", "o365", "webdataset")
 ROBOFLOW_FILE = "_annotations.coco.json"
 COCO_FILES = ("instances", "person_keypoints")
 COCO_PREFIXES = {"train": "train", "valid": "val", "test": "test"}
+# Words in the names of COCO's other files: captions_train2017.json and the like.
+OTHER_FILES = {"captions", "stuff", "panoptic", "info"}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a split lies.
+
+    Args:
+        format: "coco", "yolo" or "shards".
+        file: annotation file, description file (YOLO) or index (shards).
+        pictures: COCO: folders that the names may be relative to, of which the first that has them counts; YOLO: what
+            the split is made of instead of what the description says.
+        data_root: folder that no picture name may leave.
+        raw_ids: labels are the category ids.
+    """
+
+    format: str
+    file: Path
+    pictures: tuple[Path, ...]
+    data_root: Path
+    raw_ids: bool = False
 
 
 def detect_format(root: Path, dataset_file: str = "roboflow") -> str:
-    """Either "coco" or "yolo"; `dataset_file="roboflow"` looks into the folder, and COCO wins if both are there."""
-    root = _existing(root, dataset_file)
-    if dataset_file != "roboflow":
-        return dataset_file
-    if any(_find_roboflow(root, split) for split in SPLIT_FOLDERS):
-        return "coco"
-    if find_yaml(root):
-        return "yolo"
-    hint = (
-        '; for a folder annotations/ with instances_*.json give dataset_file="coco"' * (root / "annotations").is_dir()
-    )
-    raise FileNotFoundError(
-        f"{root} is no data set in a known format: looked for train/{ROBOFLOW_FILE} (COCO) and "
-        f"{' or '.join(YAML_NAMES)} (YOLO), found {_contents(root)}{hint}"
-    )
+    """Either "coco", "yolo" or "shards"; `dataset_file="roboflow"` looks into the folder.
+
+    There `train/_annotations.coco.json` wins over `data.yaml`, and that over shards and other JSON files.
+    """
+    kind = _kind(_existing(root, dataset_file), dataset_file)
+    return kind if kind in ("yolo", "shards") else "coco"
 
 
 def has_split(root: Path, split: str, dataset_file: str = "roboflow", keypoints: bool = False) -> bool:
     """Whether the data set has the split ("train", "valid" or "test")."""
-    if detect_format(root, dataset_file) == "yolo":
-        return bool(find_yolo_split(_existing(root, dataset_file), _known(split)))
-    return find_coco_split(root, split, dataset_file, keypoints) is not None
+    return find_split(root, split, dataset_file, keypoints) is not None
 
 
-def find_coco_split(
-    root: Path, split: str, dataset_file: str = "roboflow", keypoints: bool = False
-) -> tuple[Path, Path] | None:
-    """Annotation file and picture folder of a split in COCO format, None if there is no such split."""
+def find_split(root: Path, split: str, dataset_file: str = "roboflow", keypoints: bool = False) -> Place | None:
+    """Where a split of a data set lies, None if there is no such split."""
     root = _existing(root, dataset_file)
-    if dataset_file == "coco":
-        return _find_coco_tree(root, _known(split), COCO_FILES[keypoints])
-    return _find_roboflow(root, _known(split))
+    kind = _kind(root, dataset_file)
+    if _known(split) and kind == "yolo":
+        yaml_file = find_yaml(root)
+        found = find_yolo_split(root, split) if yaml_file else []
+        return Place("yolo", yaml_file, (), yaml_file.parent) if found and yaml_file else None
+    root = root.parent if root.is_file() else root
+    if kind == "shards":
+        files = [root / f"{name}{INDEX_ENDING}" for name in SPLIT_FOLDERS[split]]
+        return next((Place("shards", file, (), root) for file in files if file.is_file()), None)
+    if kind == "roboflow":
+        return _find_roboflow(root, split)
+    if kind == "coco":
+        return _find_coco_tree(root, split, COCO_FILES[keypoints])
+    place = _find_plain(root, split, keypoints)
+    return replace(place, raw_ids=kind == "o365") if place else None
+
+
+def find_given(path: Path, split: str, around: Path | None = None, keypoints: bool = False) -> Place:
+    """Where a split lies that was given as a path of its own.
+
+    Args:
+        path: an annotation file of COCO, the index of shards, a folder with one of them, a folder of pictures or a
+            list of them of a YOLO data set, or a data set, whose split of that name counts.
+        around: folder of a data set that `path` belongs to, if there is one.
+
+    Raises:
+        FileNotFoundError, ValueError: there is nothing, or nothing that could be a split.
+    """
+    path = Path(path).expanduser().resolve()
+    if not path.exists():
+        raise FileNotFoundError(f"{path}, given as the {split} split, does not exist")
+    if path.is_file() and path.name.endswith(INDEX_ENDING):
+        return Place("shards", path, (), path.parent)
+    if path.is_file() and path.suffix == ".json":
+        return _given_file(path, split, around)
+    if path.is_dir() and (path / ROBOFLOW_FILE).is_file():
+        return _given_file(path / ROBOFLOW_FILE, split, around)
+    if path.suffix in (".yaml", ".yml") or (path.is_dir() and _looks_like(path)):
+        if place := find_split(path, split, keypoints=keypoints):
+            return place
+        raise FileNotFoundError(_missing_split(path, split, "roboflow", keypoints))
+    files = sorted(path.glob("*.json")) if path.is_dir() else []
+    if len(files) == 1:
+        return _given_file(files[0], split, around)
+    for folder in [*([around] if around else []), *[path, *path.parents][path.is_file() : 4]]:
+        if yaml_file := find_yaml(folder):
+            return Place("yolo", yaml_file, (path,), yaml_file.parent)
+    raise ValueError(
+        f"{path}, given as the {split} split, is no COCO file, folder with one, or part of a YOLO data set: found "
+        f"{_contents(path) if path.is_dir() else 'a ' + (path.suffix or 'file')}, and no {YAML_NAMES[0]} there or above"
+    )
 
 
 def read_split(
@@ -67,7 +127,8 @@ def read_split(
 
     Args:
         split: "train", "valid" (folders `val` and `validation` count too) or "test".
-        dataset_file: "roboflow" (the folder decides), "coco" (original COCO tree, labels are raw ids) or "yolo".
+        dataset_file: "roboflow" (the folder decides), "coco" (original COCO tree, labels are raw ids), "o365" (the same
+            for files of any name), "yolo" or "webdataset".
         categories: those of the train split, whose labels valid and test have to share. None: made from this split.
         masks: read the outlines of the objects.
         keypoints: read keypoints; labels are then those of `schema`, or count from 0.
@@ -79,23 +140,29 @@ def read_split(
         FileNotFoundError: the split, its annotation file or a picture does not exist.
         ValueError: the annotations are broken, or without what was asked for.
     """
-    if masks and keypoints:
+    place = find_split(root, split, dataset_file, keypoints)
+    if place is None:
+        raise FileNotFoundError(_missing_split(_existing(root, dataset_file), split, dataset_file, keypoints))
+    return read_place(place, split, categories, masks=masks, keypoints=keypoints, schema=schema, lenient=lenient)
+
+
+def read_place(place: Place, split: str, categories: Categories | None = None, **asked: Any) -> AnnotationSet:
+    """Read the split at a place; `asked` are the keywords of `read_split`."""
+    if asked["masks"] and asked["keypoints"]:
         raise ValueError("masks and keypoints cannot be read together; no model predicts both")
-    root = _existing(root, dataset_file)
-    asked: Any = {"masks": masks, "keypoints": keypoints, "schema": schema, "lenient": lenient}
-    if detect_format(root, dataset_file) == "yolo":
-        annotations = _with_names(read_yolo(root, _known(split), **asked), categories)
+    if place.format == "yolo":
+        annotations = _with_names(read_yolo(place.file, split, place.pictures, **asked), categories)
+    elif place.format == "shards":
+        annotations = read_shards(place.file, categories, **asked)
     else:
-        found = find_coco_split(root, split, dataset_file, keypoints)
-        if found is None:
-            raise FileNotFoundError(_missing_split(root, split, dataset_file, keypoints))
-        annotations = read_coco(*found, categories, raw_ids=dataset_file == "coco", data_root=root, **asked)
+        more = {"raw_ids": place.raw_ids, "data_root": place.data_root}
+        annotations = read_coco(place.file, place.pictures, categories, **more, **asked)
     if split == "train" and not len(annotations.labels):
         repair = Repair("train split without any object", 1, f"{len(annotations)} background pictures")
         annotations = replace(annotations, repairs=(*annotations.repairs, repair))
     elif split == "train":
         _require_learnable(annotations)
-    if not lenient:
+    if not asked["lenient"]:
         annotations.warn_about_repairs()
     return annotations
 
@@ -116,14 +183,13 @@ def _require_learnable(annotations: AnnotationSet) -> None:
 
 
 def _existing(root: Path, dataset_file: str) -> Path:
+    """The folder of a data set, or its description file."""
     if dataset_file not in DATASET_FILES:
         raise ValueError(f"dataset_file={dataset_file!r} is not known; choose one of {', '.join(DATASET_FILES)}")
     root = Path(root).expanduser().resolve()
-    # The data.yaml of a data set names it too.
-    root = root.parent if root.is_file() else root
-    if not root.is_dir():
+    if not root.exists():
         raise FileNotFoundError(f"data set folder {root} does not exist")
-    return root
+    return root if root.is_dir() or root.suffix in (".yaml", ".yml") else root.parent
 
 
 def _known(split: str) -> str:
@@ -132,27 +198,98 @@ def _known(split: str) -> str:
     return split
 
 
-def _find_roboflow(root: Path, split: str) -> tuple[Path, Path] | None:
+def _looks_like(folder: Path) -> str:
+    """What a folder looks like: "roboflow", "yolo", "shards", "plain" (COCO files of any name), or "" for nothing."""
+    if any(_find_roboflow(folder, split) for split in SPLIT_FOLDERS):
+        return "roboflow"
+    if find_yaml(folder):
+        return "yolo"
+    if any((folder / f"{name}{INDEX_ENDING}").is_file() for names in SPLIT_FOLDERS.values() for name in names):
+        return "shards"
+    return "plain" if any(_plain_files(folder, split) for split in SPLIT_FOLDERS) else ""
+
+
+def _kind(root: Path, dataset_file: str) -> str:
+    if dataset_file != "roboflow":
+        return {"webdataset": "shards"}.get(dataset_file, dataset_file)
+    kind = "yolo" if root.is_file() else _looks_like(root)
+    if not kind:
+        raise FileNotFoundError(
+            f"{root} is no data set in a known format: looked for train/{ROBOFLOW_FILE} or "
+            f"annotations/instances_train*.json (COCO), {' or '.join(YAML_NAMES)} (YOLO) and train{INDEX_ENDING} "
+            f"(shards), found {_contents(root)}"
+        )
+    return kind
+
+
+def _find_roboflow(root: Path, split: str) -> Place | None:
     folders = [root / name for name in SPLIT_FOLDERS[split]]
-    return next(((folder / ROBOFLOW_FILE, folder) for folder in folders if (folder / ROBOFLOW_FILE).is_file()), None)
+    found = next((folder for folder in folders if (folder / ROBOFLOW_FILE).is_file()), None)
+    return Place("coco", found / ROBOFLOW_FILE, (found,), root) if found else None
 
 
-def _find_coco_tree(root: Path, split: str, kind: str) -> tuple[Path, Path] | None:
+def _find_coco_tree(root: Path, split: str, kind: str) -> Place | None:
     """annotations/<kind>_<name>.json with the pictures in <name>/ or images/<name>/, as in train2017."""
     prefix = COCO_PREFIXES[split]
     files = sorted((root / "annotations").glob(f"{kind}_{prefix}*.json"))
-    original = [file for file in files if file.stem == f"{kind}_{prefix}2017"]
-    if len(files) > 1 and not original:
-        raise ValueError(f"several annotation files for the {split} split: {', '.join(map(str, files))}; keep one")
     info = root / "annotations" / "image_info_test-dev2017.json"
     if split == "test" and not files and info.is_file():
-        return info, root / "test2017"
-    if not files:
+        return Place("coco", info, (root / "test2017",), root, raw_ids=True)
+    file = _only(files, split)
+    if file is None:
         return None
-    file = (original or files)[0]
     name = file.stem.removeprefix(f"{kind}_")
-    places = [root / name, root / "images" / name, root / split]
-    return file, next((place for place in places if place.is_dir()), places[0])
+    return Place("coco", file, (root / name, root / "images" / name, root / split), root, raw_ids=True)
+
+
+def _only(files: Sequence[Path], split: str) -> Path | None:
+    """The one file, or the one of the year that everybody uses."""
+    original = [file for file in files if file.stem.endswith("2017")]
+    if len(files) > 1 and len(original) != 1:
+        raise ValueError(f"several annotation files for the {split} split: {', '.join(map(str, files))}; keep one")
+    return next(iter(original or files), None)
+
+
+def _find_plain(root: Path, split: str, keypoints: bool) -> Place | None:
+    files = _plain_files(root, split)
+    # Of several files those of the task are meant.
+    for wanted in (COCO_FILES[keypoints], "keypoints" if keypoints else ""):
+        if chosen := [file for file in files if wanted in file.stem and ("keypoints" in file.stem) <= keypoints]:
+            files = chosen
+            break
+    file = _only(files, split)
+    return Place("coco", file, _picture_folders(file, root, split), root) if file else None
+
+
+def _plain_files(root: Path, split: str) -> list[Path]:
+    """JSON files that are named after a split, or lie in a folder that is."""
+    names = SPLIT_FOLDERS[split]
+    inside = [root / name for name in names] + [root / "annotations" / name for name in names]
+    files = [file for folder in (root, root / "annotations") for file in sorted(folder.glob("*.json"))]
+    named = [file for file in files if set(_words(file)) & set(names) and not set(_words(file)) & OTHER_FILES]
+    return named or [file for folder in inside for file in sorted(folder.glob("*.json"))]
+
+
+def _words(file: Path) -> list[str]:
+    return re.findall("[a-z]+", file.stem.lower())
+
+
+def _picture_folders(file: Path, root: Path, split: str) -> tuple[Path, ...]:
+    """Where the pictures of a COCO file may lie."""
+    name = file.stem.removeprefix("instances_").removeprefix("person_keypoints_")
+    names = dict.fromkeys((name, *SPLIT_FOLDERS[split]))
+    folders = [file.parent, file.parent / "images"]
+    folders += [root / part / name for name in names for part in ("", "images", "data")]
+    folders += [root / name / part for name in names for part in ("images", "data")]
+    return (*folders, root / "images", root / "data", root)
+
+
+def _given_file(file: Path, split: str, around: Path | None) -> Place:
+    inner = {"annotations", "labels", *(name for names in SPLIT_FOLDERS.values() for name in names)}
+    root = file.parent.parent if file.parent.name in inner else file.parent
+    if around is not None and file.is_relative_to(around):
+        root = around
+    return Place("coco", file, _picture_folders(file, root, split), root)
 
 
 def _with_names(annotations: AnnotationSet, categories: Categories | None) -> AnnotationSet:
@@ -166,11 +303,16 @@ def _with_names(annotations: AnnotationSet, categories: Categories | None) -> An
 
 
 def _missing_split(root: Path, split: str, dataset_file: str, keypoints: bool) -> str:
-    if dataset_file == "coco":
-        expected = str(root / "annotations" / f"{COCO_FILES[keypoints]}_{COCO_PREFIXES[split]}2017.json")
+    kind, folder = _kind(root, dataset_file), root.parent if root.is_file() else root
+    if kind == "coco":
+        expected = str(folder / "annotations" / f"{COCO_FILES[keypoints]}_{COCO_PREFIXES[split]}2017.json")
+    elif kind == "yolo":
+        expected = f"its entry in {find_yaml(root) or folder / YAML_NAMES[0]} and {split}/images"
+    elif kind == "shards":
+        expected = str(folder / f"{split}{INDEX_ENDING}")
     else:
-        expected = " or ".join(str(root / name / ROBOFLOW_FILE) for name in SPLIT_FOLDERS[split])
-    return f"the data set has no {split} split: looked for {expected}, found {_contents(root)} in {root}"
+        expected = " or ".join(str(folder / name / ROBOFLOW_FILE) for name in SPLIT_FOLDERS[split])
+    return f"the data set has no {split} split: looked for {expected}, found {_contents(folder)} in {folder}"
 
 
 def _contents(folder: Path, limit: int = 12) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,19 +36,22 @@ _logger = logging.getLogger(__name__)
 
 
 def find_yaml(root: Path) -> Path | None:
-    """The description file of a YOLO data set."""
+    """The description file of a YOLO data set, which may be named itself."""
+    if root.is_file():
+        return root
     return next((root / name for name in YAML_NAMES if (root / name).is_file()), None)
 
 
 def find_yolo_split(root: Path, split: str) -> list[Path]:
     """What a split is made of: picture folders and .txt lists of pictures; empty if there is no such split."""
     yaml_file = find_yaml(root)
-    return _find_sources(root, split, _load_yaml(yaml_file)) if yaml_file else []
+    return _find_sources(yaml_file, split, _load_yaml(yaml_file)) if yaml_file else []
 
 
 def read_yolo(
     root: Path,
     split: str,
+    sources: Sequence[Path] = (),
     *,
     masks: bool = False,
     keypoints: bool = False,
@@ -61,16 +64,19 @@ def read_yolo(
     that no picture has to be opened.
 
     Args:
+        root: folder of the data set, or its description file.
+        sources: picture folders and .txt lists that make the split, instead of those that the description names.
         masks, keypoints, schema, lenient: see `layout.read_split`.
     """
     root = root.resolve()
     yaml_file = find_yaml(root)
     if yaml_file is None:
         raise FileNotFoundError(f"{root} has no {YAML_NAMES[0]} or {YAML_NAMES[1]}; a YOLO data set needs one")
+    root = yaml_file.parent
     settings = _load_yaml(yaml_file)
     names = _read_names(settings, yaml_file)
     faults = Faults(yaml_file, lenient)
-    pairs, repairs = _find_pictures(root, split, settings, yaml_file)
+    pairs, repairs = _find_pictures(split, settings, yaml_file, list(sources))
     pairs = _present(pairs, root, faults)
     paths = [_relative(picture, root) for picture, _ in pairs]
 
@@ -154,30 +160,31 @@ def _expected(split: str, settings: dict[str, Any]) -> str:
     return f"looked for its entry '{split}' ({_declared(split, settings)!r}) and for {folders} beside the file"
 
 
-def _find_sources(root: Path, split: str, settings: dict[str, Any]) -> list[Path]:
+def _find_sources(yaml_file: Path, split: str, settings: dict[str, Any]) -> list[Path]:
     declared = _declared(split, settings)
     entries = [declared] if isinstance(declared, str) else declared or []
     if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries):
         raise ValueError(
-            f"{find_yaml(root)}: '{split}' is {declared!r}; it has to be a folder, a .txt file or a list of them"
+            f"{yaml_file}: '{split}' is {declared!r}; it has to be a folder, a .txt file or a list of them"
         )
-    sources = [_resolve(entry, root, settings) for entry in entries]
+    sources = [_resolve(entry, yaml_file, settings) for entry in entries]
     found = [source for source in sources if source]
     if 0 < len(found) < len(sources):
         absent = entries[sources.index(None)]
-        raise FileNotFoundError(f"{find_yaml(root)}: '{absent}' of the {split} split does not exist; add or remove it")
+        raise FileNotFoundError(f"{yaml_file}: '{absent}' of the {split} split does not exist; add or remove it")
     if found:
         return found
-    fallback = [root / name / "images" for name in SPLIT_FOLDERS[split]]
+    fallback = [yaml_file.parent / name / "images" for name in SPLIT_FOLDERS[split]]
     return [folder for folder in fallback if folder.is_dir()][:1]
 
 
-def _resolve(entry: str, root: Path, settings: dict[str, Any]) -> Path | None:
+def _resolve(entry: str, yaml_file: Path, settings: dict[str, Any]) -> Path | None:
     """Place of a declared folder or list.
 
     A relative entry has to stay in the data set: Roboflow writes "../train/images" for a folder beside the yaml,
     and one level up there may be other data. A place outside has to be given absolutely.
     """
+    root = yaml_file.parent
     declared_base = Path(str(settings.get("path") or "."))
     base = root / declared_base if (root / declared_base).is_dir() else root
     path = Path(os.path.normpath(base / entry))
@@ -185,18 +192,18 @@ def _resolve(entry: str, root: Path, settings: dict[str, Any]) -> Path | None:
     if allowed and path.exists():
         return path
     reason = "absent" if allowed else "outside the data set"
-    _logger.info("%s: '%s' is %s; trying the usual folders", find_yaml(root), entry, reason)
+    _logger.info("%s: '%s' is %s; trying the usual folders", yaml_file, entry, reason)
     return None
 
 
 def _find_pictures(
-    root: Path, split: str, settings: dict[str, Any], yaml_file: Path
+    split: str, settings: dict[str, Any], yaml_file: Path, sources: list[Path]
 ) -> tuple[list[tuple[str, str]], list[Repair]]:
     """What `_collect` finds for a split, which must not be nothing."""
-    sources = _find_sources(root, split, settings)
+    sources = sources or _find_sources(yaml_file, split, settings)
     if not sources:
         raise FileNotFoundError(f"{yaml_file}: no pictures for the {split} split; {_expected(split, settings)}")
-    pairs, repairs = _collect(sources, root)
+    pairs, repairs = _collect(sources, yaml_file.parent)
     if not pairs:
         raise ValueError(f"{yaml_file}: the {split} split is empty; no pictures in {', '.join(map(str, sources))}")
     return pairs, repairs
