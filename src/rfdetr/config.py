@@ -263,9 +263,12 @@ class TrainConfig(Options):
     }
 
     # fmt: off
-    dataset_dir: str = Field(description="Folder of the data set, or its data.yaml.")
+    dataset_dir: str | list[str] | None = Field(None, description="Folder of the data set, or its data.yaml; a list of data sets is joined by the names of their classes. Required unless train is given.")
+    train: str | list[str] | None = Field(None, description="Where the training split is, instead of in dataset_dir: a COCO file, a folder, a YOLO list, or several.")
+    valid: str | list[str] | None = Field(None, description="The same for the validation split.")
+    test: str | list[str] | None = Field(None, description="The same for the test split.")
     output_dir: str = Field("output", description="Folder for checkpoints, logs and results; created when missing.")
-    dataset_file: Literal["roboflow", "coco", "yolo", "o365"] = Field("roboflow", description="Layout; roboflow looks at the folder and takes COCO or YOLO.")
+    dataset_file: Literal["roboflow", "coco", "yolo", "o365", "webdataset"] = Field("roboflow", description="Layout; roboflow looks at the folder. coco and o365 take the category ids as labels.")
     class_names: list[str] | None = Field(None, description="Names to store instead of the data set's.")
     keep_classes: bool = Field(False, description="Keep the class rows of names that the weights know, and start the others anew.")
     epochs: int = Field(100, ge=1, description="Passes over the training split.")
@@ -342,7 +345,10 @@ class TrainConfig(Options):
     num_nodes: int = Field(1, ge=1, description="Machines of the run; torchrun starts them.")
     strategy: Literal["auto", "ddp", "fsdp"] = Field("auto", description="ddp: every process holds the model; fsdp: the model is split over the processes.")
     sync_bn: bool = Field(False, description="Batch norms take their statistics over all processes.")
-    num_workers: int = Field(2, ge=0, description="Processes that load pictures.")
+    num_workers: int = Field(2, ge=0, description="Processes that load pictures; if not given, on a GPU as many as fit the cores, at most 8.")
+    cache: Literal["ram", "disk"] | None = Field(None, description="Keep decoded pictures after their first use: in memory that all processes share, or in a file in output_dir; until the run ends.")
+    on_bad_image: Literal["skip", "error"] = Field("skip", description="What a picture that cannot be decoded does to a run; more than 1 % of them are an error in any case.")
+    check_data: bool = Field(True, description="Look through the data set before the run and log what is odd.")
     pin_memory: bool | None = Field(None, description="Page-locked batches; None on CUDA.")
     persistent_workers: bool | None = Field(None, description="Keep the loading processes between epochs; None does.")
     prefetch_factor: int | None = Field(None, ge=1, description="Batches loaded ahead by each process; None is 2.")
@@ -363,11 +369,22 @@ class TrainConfig(Options):
     def __init__(self, **values: Any) -> None:
         super().__init__(**_modern(values))
 
-    @field_validator("dataset_dir", "output_dir", "resume", mode="before")
+    @field_validator("output_dir", "resume", mode="before")
     @classmethod
     def _absolute(cls, value: Any) -> Any:
         # "last" is how the published package spells the newest checkpoint.
         return True if value == "last" else _expand(value)
+
+    @field_validator("dataset_dir", "train", "valid", "test", mode="before")
+    @classmethod
+    def _absolute_paths(cls, value: Any) -> Any:
+        return [_expand(path) for path in value] if isinstance(value, list | tuple) else _expand(value)
+
+    @model_validator(mode="after")
+    def _has_data(self) -> TrainConfig:
+        if not (self.dataset_dir or self.train or self.valid or self.test):
+            raise ValueError("dataset_dir is missing; it names the folder of the data set")
+        return self
 
     @field_validator("device", mode="before")
     @classmethod

@@ -94,6 +94,13 @@ class Model:
         self.class_names, self.first_label = names, first_label
 
     @property
+    def has_names(self) -> bool:
+        """Whether the class names say what the classes are: random weights know none, some files have numbers."""
+        if self.config.pretrain_weights is None and not self._trained:
+            return False
+        return self.class_names != [str(i) for i in range(len(self.class_names))]
+
+    @property
     def is_coco(self) -> bool:
         """Whether labels are COCO category ids: more classes than names, and the names are COCO's."""
         return self.config.num_classes > len(self.class_names) and self.class_names == COCO_CLASS_NAMES

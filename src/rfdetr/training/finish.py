@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from rfdetr.config import TrainConfig
 from rfdetr.datasets.annotations import AnnotationSet
 from rfdetr.datasets.build import build_eval_loader
-from rfdetr.datasets.layout import read_split
+from rfdetr.datasets.merge import with_labels
 from rfdetr.engine import evaluate
 from rfdetr.evaluation.oks import warn_of_guess
 from rfdetr.models.criterion import Criterion
 from rfdetr.models.lora import merge_adapters_
 from rfdetr.training import state as files
-from rfdetr.training.job import check_use
+from rfdetr.training.job import check_use, source_of
 from rfdetr.training.loggers import finite, plot_history
 from rfdetr.training.metrics import epoch_metrics, precision_columns
 from rfdetr.training.progress import Progress
@@ -38,7 +37,9 @@ def finish(this: Run) -> None:
     if this.job.valid is not None:
         found["valid"] = _judge(this, this.job.valid, None)
     if config.run_test and this.job.test is None:
-        warnings.warn(f"{config.dataset_dir} has no test split; the test run is left out", stacklevel=4)
+        warnings.warn(
+            f"{source_of(config, this.model.config)} has no test split; the test run is left out", stacklevel=4
+        )
     elif this.job.test is not None:
         found["test"] = _judge(this, this.job.test, this.criterion if config.compute_test_loss else None)
         scores = {"regular": found["test"]}
@@ -108,26 +109,44 @@ def evaluate_split(model: Model, config: TrainConfig, split: str) -> dict[str, f
 
 
 def _read_for(model: Model, config: TrainConfig, split: str) -> AnnotationSet:
-    """A split with the labels of the model, by name where it knows all names, else by number."""
-    task: dict[str, Any] = {"masks": model.config.segmentation_head, "keypoints": model.config.use_grouppose_keypoints}
-    root, counts = Path(config.dataset_dir), tuple(model.config.num_keypoints_per_class)
-    annotations = read_split(root, split, config.dataset_file, **task)
+    """A split with the labels of the model, by the names of the classes.
+
+    Raises:
+        ValueError: the model does not know the name of a class.
+    """
+    source, counts = source_of(config, model.config), tuple(model.config.num_keypoints_per_class)
+    annotations = source.read(split)
+    names = list(config.class_names or annotations.class_names)
+    if len(names) != len(annotations.class_names):
+        raise ValueError(
+            f"class_names has {len(names)} names for the {len(annotations.class_names)} classes of "
+            f"{annotations.source}, {annotations.class_names}; give the model's name of each of them"
+        )
     label_of = dict(zip(model.class_names, model.class_labels, strict=False))
-    names, own = annotations.class_names, list(annotations.categories.labels)
-    if len(set(names)) < len(names) or not set(names) <= set(label_of):
+    if model.has_names:
+        _check_names(names, label_of, annotations)
+    else:
+        # Nobody knows what its classes are called, so that they are what their places say.
+        label_of = dict(zip(names, annotations.categories.labels, strict=True))
+        if (wanted := annotations.categories.num_classes) > model.config.num_classes:
+            raise ValueError(f"{annotations.source} has {wanted} classes, the model {model.config.num_classes}")
         if counts:
-            annotations = read_split(root, split, config.dataset_file, schema=counts, **task)
-        wanted, there = annotations.categories.num_classes, model.config.num_classes
-        if wanted > there:
-            raise ValueError(f"{annotations.source} has {wanted} classes, the model {there}")
-        return annotations
+            return source.read(split, schema=counts)
     labels, schema = [label_of[name] for name in names], annotations.schema
     if schema is not None:
+        own = annotations.categories.labels
         here, there = ([c[n] if n < len(c) else 0 for n in of] for c, of in ((schema.counts, own), (counts, labels)))
         if here != there:
             raise ValueError(f"{annotations.source}: {names} have {here} keypoints, but {there} in the model")
         schema = replace(schema, counts=counts)
-    table = np.zeros(max(own) + 1, np.int64)
-    table[own] = labels
-    categories = replace(annotations.categories, raw_ids=False, slots=tuple(labels))
-    return replace(annotations, categories=categories, labels=table[annotations.labels], schema=schema)
+    return replace(with_labels(annotations, labels), schema=schema)
+
+
+def _check_names(names: list[str], known: Mapping[str, int], annotations: AnnotationSet) -> None:
+    unknown = [name for name in names if name not in known]
+    if unknown or len(set(names)) < len(names):
+        what = f"classes that the model does not know: {', '.join(unknown)}" if unknown else "a class name twice"
+        raise ValueError(
+            f"{annotations.source} has {what}. The model's classes are {', '.join(known)}. Give "
+            f"class_names=[...] with the model's name of each of {names}, in this order"
+        )

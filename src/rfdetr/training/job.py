@@ -13,7 +13,7 @@ from rfdetr.checkpoints.save import plain
 from rfdetr.config import ModelConfig, TrainConfig
 from rfdetr.datasets.annotations import AnnotationSet
 from rfdetr.datasets.build import check_flip_pairs
-from rfdetr.datasets.layout import has_split, read_split
+from rfdetr.datasets.source import DataSource
 from rfdetr.evaluation.oks import KeypointClasses, warn_of_guess
 from rfdetr.evaluation.split import truth_has_outlines, truth_has_points
 from rfdetr.log import logger
@@ -60,29 +60,25 @@ def prepare(config: TrainConfig, model: ModelConfig, processes: Processes) -> Jo
     check_agreement(config, model)
     require_services(config)
     plain(config.record(), "TrainConfig")
-    root = Path(config.dataset_dir)
+    source = source_of(config, model)
     checkpoint = find_checkpoint(config, processes)
     wanted = model.num_keypoints_per_class if model.is_explicit("num_keypoints_per_class") else None
     if checkpoint is not None:
         wanted = checkpoint.schema or None
-    task: dict[str, Any] = {"masks": model.segmentation_head, "keypoints": model.use_grouppose_keypoints}
-    task["schema"] = wanted
-    train = read_split(root, "train", config.dataset_file, **task)
+    train = source.read("train", schema=wanted)
     if not len(train):
         raise ValueError(f"{train.source} lists no pictures to train on")
-    task["schema"] = train.schema
     valid, test = None, None
-    points = model.use_grouppose_keypoints
-    if has_split(root, "valid", config.dataset_file, keypoints=points):
-        valid = read_split(root, "valid", config.dataset_file, train.categories, **task)
+    if source.has("valid"):
+        valid = source.read("valid", train)
     else:
         advice = "nothing is evaluated, and the last weights become checkpoint_best_total.pth"
-        warnings.warn(f"{root} has no validation split: {advice}", stacklevel=4)
+        warnings.warn(f"{source} has no validation split: {advice}", stacklevel=4)
     if valid is not None and (missing := _missing_in(valid)):
         advice = "their boxes are judged alone and decide which weights are the best"
         warnings.warn(f"{valid.source} has no {missing} in its {len(valid)} pictures; {advice}", stacklevel=4)
-    if config.run_test and has_split(root, "test", config.dataset_file, keypoints=points):
-        test = read_split(root, "test", config.dataset_file, train.categories, **task)
+    if config.run_test and source.has("test"):
+        test = source.read("test", train)
     if train.schema is not None:
         KeypointClasses.of(train.schema.counts, config.keypoint_oks_sigmas)
         warn_of_guess(train.schema.counts, config.keypoint_oks_sigmas)
@@ -96,6 +92,17 @@ def prepare(config: TrainConfig, model: ModelConfig, processes: Processes) -> Jo
     Path(config.output_dir).mkdir(parents=True, exist_ok=True)
     seed = processes.share(secrets.randbelow(2**31) if config.seed is None else config.seed)
     return Job(train, valid, test, names, seed, checkpoint)
+
+
+def source_of(config: TrainConfig, model: ModelConfig) -> DataSource:
+    """Where the splits are."""
+    given = {split: _paths(getattr(config, split)) for split in ("train", "valid", "test")}
+    task = {"masks": model.segmentation_head, "keypoints": model.use_grouppose_keypoints}
+    return DataSource(_paths(config.dataset_dir), given, config.dataset_file, **task)
+
+
+def _paths(given: str | list[str] | None) -> list[Path]:
+    return [Path(path) for path in ([given] if isinstance(given, str) else given or [])]
 
 
 def _missing_in(annotations: AnnotationSet) -> str:

@@ -1,0 +1,76 @@
+"""Where the splits of a run come from: one data set, several that are joined, or paths of single splits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rfdetr.datasets.annotations import AnnotationSet
+from rfdetr.datasets.keypoints import KeypointSchema, Wanted
+from rfdetr.datasets.layout import Place, find_given, find_split, read_place, read_split
+from rfdetr.datasets.merge import merge
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """The data of a run.
+
+    Args:
+        roots: data sets; several are joined by the names of their classes.
+        given: paths that make a split instead of those in `roots`, see `layout.find_given`.
+        dataset_file: see `layout.read_split`.
+        masks, keypoints: what is read beside the boxes.
+    """
+
+    roots: Sequence[Path]
+    given: Mapping[str, Sequence[Path]]
+    dataset_file: str = "roboflow"
+    masks: bool = False
+    keypoints: bool = False
+
+    def __str__(self) -> str:
+        paths = [*self.roots, *(path for paths in self.given.values() for path in paths)]
+        return ", ".join(map(str, paths))
+
+    def has(self, split: str) -> bool:
+        """Whether there is such a split ("train", "valid" or "test")."""
+        return bool(self.given.get(split)) or any(self._find(root, split) for root in self.roots)
+
+    def read(
+        self, split: str, train: AnnotationSet | None = None, schema: Wanted = None, lenient: bool = False
+    ) -> AnnotationSet:
+        """Read a split.
+
+        Args:
+            train: the train split, whose labels and keypoints count.
+            schema: see `layout.read_split`; without `train`.
+            lenient: see `layout.read_split`.
+
+        Raises:
+            FileNotFoundError, ValueError: see `layout.read_split` and `merge`.
+        """
+        if train is not None and train.schema is not None:
+            schema = train.schema
+        asked: dict[str, Any] = {"masks": self.masks, "keypoints": self.keypoints, "lenient": lenient}
+        if len(self.roots) == 1 and not any(self.given.values()):
+            categories = train.categories if train else None
+            return read_split(self.roots[0], split, self.dataset_file, categories, schema=schema, **asked)
+        # Ids of different files say nothing about each other, so that their classes meet by name.
+        places = self._places(split)
+        counts = None if isinstance(schema, KeypointSchema) or len(places) > 1 else schema
+        parts = [read_place(place, split, schema=counts, **asked) for place in places]
+        return parts[0] if len(parts) == 1 and train is None else merge(parts, train)
+
+    def _places(self, split: str) -> list[Place]:
+        around = self.roots[0] if self.roots else None
+        if paths := self.given.get(split):
+            return [find_given(path, split, around, self.keypoints) for path in paths]
+        places = [place for root in self.roots if (place := self._find(root, split))]
+        if not places:
+            raise FileNotFoundError(f"no {split} split in {self}")
+        return places
+
+    def _find(self, root: Path, split: str) -> Place | None:
+        return find_split(root, split, self.dataset_file, self.keypoints)
