@@ -1,15 +1,15 @@
-"""COCO average precision and recall: stored detections, greedy matching, accumulation.
+"""COCO average precision and recall: what was found in each picture, and the curves that follow from its matching.
 
 Gives the arrays of pycocotools bit for bit. Only `update` knows boxes; masks and keypoints bring their own overlaps.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from rfdetr.evaluation.matching import MATCHED, UNMATCHED, Detections, match_greedily
 from rfdetr.evaluation.overlaps import box_overlaps
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
@@ -17,9 +17,6 @@ RECALL_POINTS = np.linspace(0.0, 1.0, 101)
 # Smallest and largest area in square pixels, both included: all, small, medium, large.
 AREA_RANGES = np.array([[0, 1e10], [0, 32**2], [32**2, 96**2], [96**2, 1e10]], dtype=np.float64)
 STAT_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR@1", "AR@10", "AR", "ARs", "ARm", "ARl")
-
-# What `match_greedily` reports of a detection.
-UNMATCHED, MATCHED_IGNORED, MATCHED = 0, 1, 2
 
 _DETECTION = np.dtype([("score", "f8"), ("area", "f8"), ("label", "i4")])
 _PAIR = np.dtype([("iou", "f8"), ("plain_iou", "f8"), ("detection", "i4"), ("truth", "i4")])
@@ -51,30 +48,6 @@ class GroundTruth:
 
 
 @dataclass(frozen=True)
-class Detections:
-    """D detections ordered by picture, class and falling score, and their P pairs with an object.
-
-    A pair is a detection and an object of its picture and class that overlap by at least the lowest IoU threshold.
-
-    Args:
-        score, label, area: (D,).
-        group: (D,), number of the (picture, class) the detection belongs to; rank: (D,), its place there from 0.
-        pair_detection, pair_truth: (P,), row of the detection and of the object in `GroundTruth`.
-        iou: (P,), for crowd regions intersection over area of the detection; plain_iou: (P,), over union throughout.
-    """
-
-    score: np.ndarray
-    label: np.ndarray
-    area: np.ndarray
-    group: np.ndarray
-    rank: np.ndarray
-    pair_detection: np.ndarray
-    pair_truth: np.ndarray
-    iou: np.ndarray
-    plain_iou: np.ndarray
-
-
-@dataclass(frozen=True)
 class CocoResult:
     """Numbers of one evaluation; -1 wherever there is no ground truth.
 
@@ -103,19 +76,22 @@ class CocoEvaluator:
     """Collects the detections of a split picture by picture and compares them with its ground truth.
 
     Of a picture and class the `max_dets` best detections count; objects of pictures that never arrive are missed.
+    With `across_classes` overlaps with objects of other classes are kept too, which only an analysis needs.
     """
 
-    def __init__(self, ground_truth: GroundTruth, max_dets: int = 500):
+    def __init__(self, ground_truth: GroundTruth, max_dets: int = 500, *, across_classes: bool = False) -> None:
         self.ground_truth = ground_truth
         self.max_dets = max_dets
+        self.across_classes = across_classes
+        self._left_out: set[int] = set()
         self._pictures: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self._truth_order = np.argsort(ground_truth.image_index, kind="stable")
         in_order = ground_truth.image_index[self._truth_order]
         self._truth_bounds = np.searchsorted(in_order, np.arange(ground_truth.num_images + 1))
 
     def __len__(self) -> int:
-        """Pictures that were added."""
-        return len(self._pictures)
+        """Pictures that were added and not left out."""
+        return len(self._pictures) - len(self._left_out)
 
     def truth_rows(self, image_index: int) -> np.ndarray:
         """Rows of the picture's objects in the ground truth, (G,)."""
@@ -149,25 +125,47 @@ class CocoEvaluator:
         if image_index in self._pictures:
             return
         scores, labels = np.asarray(scores, dtype=np.float64), np.asarray(labels)
-        order = np.lexsort((-scores, labels))
-        order = order[(labels[order] >= 0) & (labels[order] < len(self.ground_truth.class_names))]
+        order = self.stored_order(scores, labels)
         detections = np.empty(len(order), dtype=_DETECTION)
         detections["score"], detections["label"], detections["area"] = scores[order], labels[order], areas[order]
 
         truth = self.truth_rows(image_index)
-        same_class = labels[order, None] == self.ground_truth.label[truth]
-        row, column = np.nonzero(same_class & (iou[order] >= IOU_THRESHOLDS[0]))
+        wanted = iou[order] >= IOU_THRESHOLDS[0]
+        if not self.across_classes:
+            wanted &= labels[order, None] == self.ground_truth.label[truth]
+        row, column = np.nonzero(wanted)
         pairs = np.empty(len(row), dtype=_PAIR)
         pairs["detection"], pairs["truth"] = row, truth[column]
         pairs["iou"], pairs["plain_iou"] = iou[order[row], column], plain_iou[order[row], column]
         self._pictures[image_index] = detections, pairs
 
+    def stored_order(self, scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """Which of a picture's detections are kept, in the order of `detections()`: by class, then falling score."""
+        order = np.lexsort((-np.asarray(scores, dtype=np.float64), labels))
+        return order[(labels[order] >= 0) & (labels[order] < len(self.ground_truth.class_names))]
+
+    def leave_out(self, image_index: int) -> None:
+        """Let a picture that could not be judged count for nothing: its objects are ignored as crowd regions are.
+
+        A picture that is known is left as it is.
+        """
+        if image_index in self._pictures:
+            return
+        self._pictures[image_index] = np.empty(0, dtype=_DETECTION), np.empty(0, dtype=_PAIR)
+        self._left_out.add(image_index)
+        crowd = self.ground_truth.crowd.copy()
+        crowd[self.truth_rows(image_index)] = True
+        self.ground_truth = replace(self.ground_truth, crowd=crowd)
+
     def state(self) -> dict[str, np.ndarray]:
-        """All that was added, in the order of the pictures, as flat arrays to send to another process."""
+        """All that was added, in the order of the pictures, as flat arrays to send to another process.
+
+        In `image_index` a picture that was left out is `~index`, a negative number.
+        """
         image_index = sorted(self._pictures)
         detections, pairs = ([self._pictures[index][part] for index in image_index] for part in (0, 1))
         return {
-            "image_index": np.array(image_index, dtype=np.int64),
+            "image_index": np.array([~i if i in self._left_out else i for i in image_index], dtype=np.int64),
             "num_detections": np.array([len(part) for part in detections], dtype=np.int64),
             "num_pairs": np.array([len(part) for part in pairs], dtype=np.int64),
             "detections": np.concatenate([np.empty(0, dtype=_DETECTION), *detections]),
@@ -180,10 +178,26 @@ class CocoEvaluator:
             detections = np.split(state["detections"], np.cumsum(state["num_detections"]))
             pairs = np.split(state["pairs"], np.cumsum(state["num_pairs"]))
             for n, image_index in enumerate(state["image_index"].tolist()):
-                self._pictures.setdefault(image_index, (detections[n], pairs[n]))
+                if image_index < 0:
+                    self.leave_out(~image_index)
+                else:
+                    self._pictures.setdefault(image_index, (detections[n], pairs[n]))
 
-    def detections(self) -> Detections:
-        """Everything added, in the order of the pictures."""
+    def detection_images(self) -> np.ndarray:
+        """Position of the picture of each of `detections()`, (D,) int64."""
+        image_index = sorted(self._pictures)
+        return np.repeat(np.array(image_index, np.int64), [len(self._pictures[index][0]) for index in image_index])
+
+    def detection_rows(self, image_index: int) -> slice:
+        """Which of `detections()` are those of a picture."""
+        start = sum(len(found) for index, (found, _) in self._pictures.items() if index < image_index)
+        return slice(start, start + len(self._pictures[image_index][0]))
+
+    def detections(self, *, other_classes: bool = False) -> Detections:
+        """Everything added, in the order of the pictures; its pairs are those of one class, or of two.
+
+        Pairs of two classes are known only `across_classes`.
+        """
         state = self.state()
         stored, pairs = state["detections"], state["pairs"]
         image = np.repeat(state["image_index"], state["num_detections"])
@@ -191,13 +205,17 @@ class CocoEvaluator:
         is_first = np.diff(image * len(self.ground_truth.class_names) + label, prepend=-1) != 0
         group = np.cumsum(is_first) - 1
         offset = np.cumsum(state["num_detections"]) - state["num_detections"]
+        pair_detection = pairs["detection"] + np.repeat(offset, state["num_pairs"])
+        if self.across_classes:
+            is_other = label[pair_detection] != self.ground_truth.label[pairs["truth"]]
+            pairs, pair_detection = pairs[is_other == other_classes], pair_detection[is_other == other_classes]
         return Detections(
             score=np.ascontiguousarray(stored["score"]),
             label=label,
             area=np.ascontiguousarray(stored["area"]),
             group=group,
             rank=np.arange(len(stored)) - np.flatnonzero(is_first)[group],
-            pair_detection=pairs["detection"] + np.repeat(offset, state["num_pairs"]),
+            pair_detection=pair_detection,
             pair_truth=pairs["truth"].astype(np.int64),
             iou=np.ascontiguousarray(pairs["iou"]),
             plain_iou=np.ascontiguousarray(pairs["plain_iou"]),
@@ -208,47 +226,6 @@ class CocoEvaluator:
         limits = [min(1, self.max_dets), min(10, self.max_dets), self.max_dets]
         precision, recall, scores = _accumulate(self.ground_truth, self.detections(), limits)
         return _summarize(precision, recall, scores, self.ground_truth.class_names)
-
-
-def match_greedily(
-    detections: Detections,
-    pair_order: np.ndarray,
-    iou_thresholds: np.ndarray,
-    reusable: np.ndarray,
-    ignored: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Give each detection the free object it prefers: the n-th detections of all groups at once, n rising.
-
-    Args:
-        pair_order: pairs to consider, by detection and then rising preference; objects that count come first anyway.
-        iou_thresholds: (T,); reusable: (A,) bool, objects that several detections may take.
-        ignored: (A, R) bool, objects that do not count in each of R area ranges.
-
-    Returns:
-        Rows of the detections that have pairs (C,), ascending, and what became of them (C, T, R) int8.
-    """
-    iou, truth = detections.iou[pair_order], detections.pair_truth[pair_order]
-    rows, candidate = np.unique(detections.pair_detection[pair_order], return_inverse=True)
-    _, group_first, group_of = np.unique(detections.group[rows], return_index=True, return_inverse=True)
-    turn = (np.arange(len(rows)) - group_first[group_of])[candidate]
-    by_turn = np.argsort(turn, kind="stable")
-    bounds = np.searchsorted(turn[by_turn], np.arange(turn.max(initial=-1) + 2))
-
-    outcome = np.zeros((len(rows), len(iou_thresholds), ignored.shape[1]), dtype=np.int8)
-    taken = np.zeros((len(ignored), len(iou_thresholds), ignored.shape[1]), dtype=bool)
-    for start, stop in pairwise(bounds):
-        pairs = by_turn[start:stop]
-        objects, players = truth[pairs], candidate[pairs]
-        first = np.flatnonzero(np.diff(players, prepend=-1))
-        open_ = (iou[pairs, None] >= iou_thresholds)[:, :, None] & ~taken[objects]
-        # A later place in the order wins, and any object that counts wins over all that do not.
-        place = np.arange(len(pairs))[:, None] + len(pairs) * ~ignored[objects]
-        best = np.maximum.reduceat(np.where(open_, place[:, None, :], -1), first, axis=0)
-        outcome[players[first]] = (best >= 0).astype(np.int8) + (best >= len(pairs))
-        winner, threshold, area = np.nonzero(best >= 0)
-        won = objects[best[winner, threshold, area] % len(pairs)]
-        taken[won, threshold, area] = ~reusable[won]
-    return rows, outcome
 
 
 def _accumulate(truth: GroundTruth, found: Detections, limits: list[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

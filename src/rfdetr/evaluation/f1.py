@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rfdetr.evaluation.coco import MATCHED, CocoEvaluator, CocoResult, Detections, GroundTruth, match_greedily
+from rfdetr.evaluation.coco import CocoEvaluator, CocoResult, GroundTruth
+from rfdetr.evaluation.matching import Detections, take_objects
 
-IOU_THRESHOLD = np.array([0.5])
+IOU_THRESHOLD = 0.5
 CONFIDENCES = np.linspace(0.0, 1.0, 101)
 
 
@@ -44,15 +45,33 @@ class ConfidenceSweep:
         return self.per_class[self.best]
 
 
+@dataclass(frozen=True)
+class Judgement:
+    """What became of D detections and A objects at IoU 0.5.
+
+    Args:
+        is_right: (D,) bool, took an object; is_wrong: (D,) bool, took none and lies in no crowd region.
+        owner: (A,), row of the detection that took each object, -1 for none.
+    """
+
+    is_right: np.ndarray
+    is_wrong: np.ndarray
+    owner: np.ndarray
+
+
 def sweep_confidence(evaluator: CocoEvaluator) -> ConfidenceSweep:
     """Count right and wrong detections at every confidence, without a limit per picture.
 
     Unlike in COCO's average precision, overlap with a crowd region is plain IoU and the first of equal overlaps wins.
     """
-    truth, found = evaluator.ground_truth, evaluator.detections()
+    found = evaluator.detections()
+    return sweep(evaluator.ground_truth, found, judge(evaluator.ground_truth, found))
+
+
+def sweep(truth: GroundTruth, found: Detections, judged: Judgement) -> ConfidenceSweep:
+    """Count what was judged already."""
     num_classes = len(truth.class_names)
-    is_right, in_crowd = _match(truth, found)
-    is_wrong = ~is_right & ~in_crowd
+    is_right, is_wrong = judged.is_right, judged.is_wrong
     right = _count_at_or_above(found.score[is_right], found.label[is_right], num_classes)
     wrong = _count_at_or_above(found.score[is_wrong], found.label[is_wrong], num_classes)
     num_truth = np.bincount(truth.label[~truth.crowd], minlength=num_classes)
@@ -100,19 +119,15 @@ def _table_row(name: str, ap: float, ap50: float, precision_recall_f1: np.ndarra
     }
 
 
-def _match(truth: GroundTruth, found: Detections) -> tuple[np.ndarray, np.ndarray]:
-    """Which detections take an object, (D,), and which lie in a crowd region, (D,)."""
+def judge(truth: GroundTruth, found: Detections) -> Judgement:
+    """Let the detections of each picture and class, by falling score, take objects of it."""
     pair_crowd = truth.crowd[found.pair_truth]
-    preference = np.lexsort((-found.pair_truth, found.iou, found.pair_detection))
-    never = np.zeros(len(truth.crowd), dtype=bool)
-    rows, outcome = match_greedily(
-        found, preference[~pair_crowd[preference]], IOU_THRESHOLD, reusable=never, ignored=never[:, None]
-    )
+    owner = take_objects(found, np.flatnonzero(~pair_crowd), len(truth.label), IOU_THRESHOLD)
     is_right = np.zeros(len(found.score), dtype=bool)
-    is_right[rows] = outcome[:, 0, 0] == MATCHED
+    is_right[owner[owner >= 0]] = True
     in_crowd = np.zeros(len(found.score), dtype=bool)
     in_crowd[found.pair_detection[pair_crowd & (found.plain_iou >= IOU_THRESHOLD)]] = True
-    return is_right, in_crowd
+    return Judgement(is_right, ~is_right & ~in_crowd, owner)
 
 
 def _count_at_or_above(score: np.ndarray, label: np.ndarray, num_classes: int) -> np.ndarray:

@@ -12,10 +12,11 @@ from torch import Tensor
 from rfdetr.datasets.annotations import AnnotationSet, has_extent
 from rfdetr.datasets.outlines import Outlines
 from rfdetr.datasets.rle import EMPTY
+from rfdetr.evaluation.analysis import Analysis, analyse
 from rfdetr.evaluation.coco import CocoEvaluator, GroundTruth
 from rfdetr.evaluation.f1 import results_table, sweep_confidence
 from rfdetr.evaluation.oks import MAX_DETS, KeypointClasses
-from rfdetr.evaluation.overlaps import mask_overlaps, sample
+from rfdetr.evaluation.overlaps import box_overlaps, mask_overlaps, sample
 from rfdetr.models.enlarge import cut_outs
 
 # Areas (D,), and overlaps by the crowd rule and plain ones, (D, G).
@@ -30,6 +31,7 @@ class SplitEvaluation:
         max_dets: detections of boxes and masks that count per picture.
         at_head_size: compare masks at the size in which they are predicted, not at that of the picture.
         sigmas: tolerances of the keypoints; None takes COCO's.
+        across_classes: keep overlaps with objects of other classes, those of their boxes throughout.
     """
 
     def __init__(
@@ -40,11 +42,13 @@ class SplitEvaluation:
         *,
         at_head_size: bool = False,
         sigmas: Sequence[float] | None = None,
+        across_classes: bool = False,
     ) -> None:
         self.annotations, self.truth, self.at_head_size = annotations, truth, at_head_size
         self._positions = class_positions(annotations)
-        self.boxes = CocoEvaluator(truth, max_dets)
-        self.masks = CocoEvaluator(truth, max_dets)
+        self._across = across_classes
+        self.boxes = CocoEvaluator(truth, max_dets, across_classes=across_classes)
+        self.masks = CocoEvaluator(truth, max_dets, across_classes=across_classes)
         self.keypoints: CocoEvaluator | None = None
         # Without a single outline or keypoint to compare with, the boxes are all there is to judge.
         self._outlines = annotations.outlines if truth_has_outlines(annotations) else None
@@ -52,7 +56,8 @@ class SplitEvaluation:
             counts = dict(enumerate(annotations.schema.counts))
             self._classes = KeypointClasses.of([counts.get(n, 0) for n in annotations.categories.labels], sigmas)
             points = annotations.keypoints[truth.row]
-            self.keypoints = CocoEvaluator(self._classes.without_unlabelled(truth, points), MAX_DETS)
+            labelled = self._classes.without_unlabelled(truth, points)
+            self.keypoints = CocoEvaluator(labelled, MAX_DETS, across_classes=across_classes)
 
     def add(
         self,
@@ -66,17 +71,39 @@ class SplitEvaluation:
         Masks are taken as `mask_logits`, of which the picture covers a `share` of the height and width. Labels that are
         no class of the data set are left out.
         """
-        classes = self._positions.take(found["labels"].cpu().numpy(), mode="clip")
-        known = np.flatnonzero(classes >= 0)
-        classes = classes[known]
+        known, classes = self.known(found["labels"])
         scores, boxes = (found[name].cpu().numpy()[known] for name in ("scores", "boxes"))
         self.boxes.update(index, scores, classes, boxes)
         if self._outlines is not None and "mask_logits" in found:
             measured = self._compare_masks(self._outlines, index, classes, found["mask_logits"].cpu()[known], hw, share)
-            self.masks.update_overlaps(index, scores, classes, *measured)
+            self.masks.update_overlaps(index, scores, classes, *self._widened(index, classes, boxes, measured))
         if self.keypoints is not None and "keypoints" in found:
             points = found["keypoints"][..., :2].double().cpu().numpy()[known]
-            self.keypoints.update_overlaps(index, scores, classes, *self._compare_keypoints(index, classes, points, hw))
+            measured = self._compare_keypoints(index, classes, points, hw)
+            self.keypoints.update_overlaps(index, scores, classes, *self._widened(index, classes, boxes, measured))
+
+    def known(self, labels: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """Which labels (D,) are classes of the data set, (K,) rows, and their positions in `class_names`, (K,)."""
+        classes = self._positions.take(labels.cpu().numpy(), mode="clip")
+        known = np.flatnonzero(classes >= 0)
+        return known, classes[known]
+
+    def leave_out(self, index: int) -> None:
+        """Let a picture that could not be read count for nothing."""
+        for evaluator in self._evaluators().values():
+            evaluator.leave_out(index)
+
+    def _widened(self, index: int, classes: np.ndarray, boxes_xyxy: np.ndarray, measured: Measured) -> Measured:
+        """Masks and keypoints are compared within a class; with objects of others the boxes are."""
+        if not self._across:
+            return measured
+        objects = self.boxes.truth_rows(index)
+        boxes = boxes_xyxy.astype(np.float64)
+        boxes[:, 2:] -= boxes[:, :2]
+        _, between = box_overlaps(boxes, self.truth.boxes_xywh_px[objects], self.truth.crowd[objects])
+        same = classes[:, None] == self.truth.label[objects]
+        areas, iou, plain_iou = measured
+        return areas, np.where(same, iou, between), np.where(same, plain_iou, between)
 
     def _compare_masks(
         self,
@@ -122,6 +149,10 @@ class SplitEvaluation:
     def _evaluators(self) -> dict[str, CocoEvaluator]:
         evaluators = {"boxes": self.boxes, "masks": self.masks}
         return evaluators if self.keypoints is None else {**evaluators, "keypoints": self.keypoints}
+
+    def analyses(self) -> dict[str, Analysis]:
+        """What was added in detail: "boxes", and where they were added "masks" or "keypoints"."""
+        return {name: analyse(one) for name, one in self._evaluators().items() if one or name == "boxes"}
 
     def stats(self) -> dict[str, Any]:
         """`coco_eval_bbox` (12 numbers) and `results_json`, and where they were added `coco_eval_masks` (12 numbers) or
