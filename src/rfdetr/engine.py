@@ -288,8 +288,11 @@ def evaluate(
                 averages.add(losses, criterion.weighted_total(losses), len(targets), objects)
             sizes = torch.stack([target["orig_size"] for target in targets])
             images = postprocess(outputs, sizes, enlarge_masks=False)
-            for found, hw, share in zip(images, sizes.tolist(), _shares(samples), strict=True):
-                evaluation.add(index, found, (hw[0], hw[1]), share)
+            for target, found, hw, share in zip(targets, images, sizes.tolist(), _shares(samples), strict=True):
+                if "unreadable" in target:
+                    evaluation.leave_out(index)
+                else:
+                    evaluation.add(index, found, (hw[0], hw[1]), share)
                 index += processes.world
         for _ in range(idle):
             model(torch.zeros(1, 3, args.resolution, args.resolution, device=runtime.device), last_only=True)

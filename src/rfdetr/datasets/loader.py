@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import signal
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import is_dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from rfdetr.datasets.annotations import AnnotationSet
-from rfdetr.datasets.batch import Sample, collate
-from rfdetr.datasets.decode import decode_bytes
-from rfdetr.datasets.transforms import Target
+from rfdetr.datasets.batch import Batch, Sample, collate
+from rfdetr.datasets.cache import PictureCache
+from rfdetr.datasets.decode import HW, decode_bytes, decode_reduced
+from rfdetr.datasets.transforms import Target, resize_target
+from rfdetr.log import logger
 
+SHARED_FROM = 2**16  # bytes; each array that is shared takes a file handle
 Transform = Callable[[np.ndarray, Target, np.random.Generator], tuple[np.ndarray, Target]]
 
 
@@ -27,24 +32,159 @@ class Draw(NamedTuple):
     index: int
 
 
+def whole(hw: HW) -> int:
+    """Pictures are decoded at their own size."""
+    return 1
+
+
 class Pictures(Dataset):
     """Decoded and transformed pictures with their targets.
 
     An item is asked for by its position in the split, or by a `Draw`, whose place in the run seeds the transform.
+
+    Args:
+        reduction: how many times smaller a picture of a height and width may be decoded.
+        cache: keeps what was decoded.
+        skip: a picture that cannot be decoded is no error: a `Draw` gets another picture, a position a black one
+            without objects, and the target has the positions of such pictures as `unreadable`.
     """
 
-    def __init__(self, annotations: AnnotationSet, transform: Transform, seed: int = 0) -> None:
+    def __init__(
+        self,
+        annotations: AnnotationSet,
+        transform: Transform,
+        seed: int = 0,
+        *,
+        reduction: Callable[[HW], int] = whole,
+        cache: PictureCache | None = None,
+        skip: bool = False,
+    ) -> None:
         self.annotations, self.transform, self.seed = annotations, transform, seed
+        self.reduction, self.cache, self.skip = reduction, cache, skip
+        self._shared: AnnotationSet | None = None
 
     def __len__(self) -> int:
         return len(self.annotations)
 
     def __getitem__(self, index: int | Draw) -> Sample:
         draw = index if isinstance(index, Draw) else Draw(0, index, index)
-        image = decode_bytes(self.annotations.read(draw.index), str(self.annotations.path(draw.index)))
-        target = self.annotations.target(draw.index, *image.shape[:2])
+        try:
+            image, target = self._load(draw.index)
+        except (OSError, ValueError):
+            if not self.skip:
+                raise
+            image, target = self._another(draw) if isinstance(index, Draw) else self._nothing(index)
         rng = np.random.default_rng((self.seed, draw.epoch, draw.position))
         return self.transform(image, target, rng)
+
+    def _load(self, index: int) -> tuple[np.ndarray, Target]:
+        """A picture, maybe reduced, and its target."""
+        image = self.cache.get(index) if self.cache is not None else None
+        if image is None:
+            data, name = self.annotations.read(index), str(self.annotations.path(index))
+            image, hw = decode_reduced(data, name, self.reduction)
+            if self.cache is not None:
+                self.cache.put(index, image)
+        else:
+            hw = tuple(self.annotations.sizes[index].tolist())
+        target = self.annotations.target(index, *hw)
+        return image, target if image.shape[:2] == hw else resize_target(target, hw, image.shape[:2])
+
+    def _another(self, draw: Draw) -> tuple[np.ndarray, Target]:
+        """What comes in the place of a picture that cannot be decoded: a function of the place in the run too."""
+        unreadable, error = [draw.index], None
+        for index in np.random.default_rng((self.seed, draw.epoch, draw.position, 1)).integers(len(self), size=20):
+            try:
+                image, target = self._load(int(index))
+            except (OSError, ValueError) as problem:
+                unreadable.append(int(index))
+                error = problem
+            else:
+                return image, {**target, "unreadable": np.array(unreadable)}
+        raise ValueError(f"of 20 pictures drawn at random none can be decoded; the last error was: {error}")
+
+    def _nothing(self, index: int) -> tuple[np.ndarray, Target]:
+        target = self.annotations.target(index, 0, 0)  # no box has an extent there
+        said = {"orig_size": np.array([1, 1]), "unreadable": np.array([index])}
+        return np.zeros((1, 1, 3), np.uint8), {**target, **said}
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Only processes that are not forked get a pickled copy; they share the memory of the arrays all the same.
+        if self._shared is None:
+            self._shared = in_shared_memory(self.annotations)
+        return {**self.__dict__, "annotations": self._shared, "_shared": None}
+
+
+class SharedArray:
+    """An array that is pickled as a handle of memory all processes share, and comes out as an array again."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.tensor = torch.from_numpy(array.copy()).share_memory_()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return torch.Tensor.numpy, (self.tensor,)
+
+
+def in_shared_memory(value: Any) -> Any:
+    """A copy of a dataclass, to be pickled, with its larger arrays, also those of dataclasses in it, shared."""
+    shared = copy.copy(value)
+    for name, part in value.__dict__.items():
+        if isinstance(part, np.ndarray) and part.nbytes >= SHARED_FROM:
+            shared.__dict__[name] = SharedArray(part)
+        elif is_dataclass(part):
+            shared.__dict__[name] = in_shared_memory(part)
+    return shared
+
+
+class BadPictures:
+    """Counts the pictures of a split that could not be decoded.
+
+    Args:
+        limit: share of the split from which on they are an error.
+    """
+
+    limit = 0.01
+
+    def __init__(self, annotations: AnnotationSet) -> None:
+        self.annotations, self.found = annotations, dict[int, str]()
+
+    def note(self, targets: Sequence[Mapping[str, Any]]) -> None:
+        """Look into the targets of a batch.
+
+        Raises:
+            ValueError: too many pictures are bad; the message names the first.
+        """
+        for index in [int(index) for target in targets for index in target.get("unreadable", ())]:
+            if index not in self.found:
+                self.found[index] = self._reason(index)
+                logger.warning("left out: %s", self.found[index])
+        if len(self.found) > self.limit * len(self.annotations):
+            raise ValueError(
+                f"{len(self.found)} of the {len(self.annotations)} pictures of {self.annotations.source} that were "
+                f"read cannot be used, which is more than {self.limit:.0%}; the first: "
+                f"{next(iter(self.found.values()))}. Repair or remove them: `rfdetr check` lists them"
+            )
+
+    def _reason(self, index: int) -> str:
+        try:
+            decode_bytes(self.annotations.read(index), str(self.annotations.path(index)))
+        except (OSError, ValueError) as error:
+            return str(error)
+        return f"picture {self.annotations.path(index)} could not be read, but can be now"
+
+
+class Loader(DataLoader):
+    """A loader of `(NestedTensor, targets)` that knows which pictures it had to leave out."""
+
+    bad: BadPictures
+
+    def __iter__(self) -> Iterator[Batch]:  # pyrefly: ignore[bad-override]
+        return self._noted(super().__iter__())
+
+    def _noted(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        for samples, targets in batches:
+            self.bad.note(targets)
+            yield samples, targets
 
 
 class TrainOrder(Sampler[Draw]):
@@ -119,12 +259,12 @@ def make_loader(
     persistent_workers: bool | None = None,
     prefetch_factor: int | None = None,
     seed: int = 0,
-) -> DataLoader:
+) -> Loader:
     """A loader of `(NestedTensor, targets)` in the given order."""
     workers = min(num_workers, -(-len(order) // batch_size))
     own = torch.Generator()
     own.manual_seed(seed)
-    return DataLoader(
+    loader = Loader(
         pictures,
         batch_size=batch_size,
         sampler=order,
@@ -137,3 +277,5 @@ def make_loader(
         # A generator of its own: loading must not move the random numbers of the network.
         generator=own,
     )
+    loader.bad = BadPictures(pictures.annotations)
+    return loader

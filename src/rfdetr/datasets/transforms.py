@@ -14,6 +14,8 @@ from rfdetr.datasets.geometry import Target, shift_and_scale, warp_target
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
+# Sides of the crops of training pictures, and of the short side of the picture they are cut from.
+SMALLEST_CROP, LARGEST_SIDE = 384, 600
 
 
 def resize(image: np.ndarray, hw: tuple[int, int]) -> np.ndarray:
@@ -127,6 +129,12 @@ class TrainTransform:
     jitter: bool = True
     augment: Augmentation | None = None
 
+    def reduction(self, hw: tuple[int, int]) -> int:
+        """How much smaller (1, 2, 4 or 8 times) a picture may be decoded, so that none of its crops is enlarged."""
+        smallest = min(hw) * (SMALLEST_CROP / LARGEST_SIDE if self.jitter else 1)
+        fits = [n for n in (8, 4, 2) if smallest / n >= max(self.sizes)]
+        return fits[0] if fits else 1
+
     def __call__(self, image: np.ndarray, target: Target, rng: np.random.Generator) -> tuple[np.ndarray, Target]:
         cropped = self.jitter and rng.random() < 0.5
         if cropped:
@@ -147,9 +155,9 @@ class TrainTransform:
         It is cut out of the picture as it is, to whole pixels, so that one resize follows instead of two.
         """
         real = image.shape[:2]
-        scaled = short_side_size(real, int(rng.choice((400, 500, 600))))
+        scaled = short_side_size(real, int(rng.choice((400, 500, LARGEST_SIDE))))
         short = min(scaled)
-        side = int(rng.integers(384, min(600, short) + 1)) if short > 384 else short
+        side = int(rng.integers(SMALLEST_CROP, min(LARGEST_SIDE, short) + 1)) if short > SMALLEST_CROP else short
         spans = []
         for length, pixels in zip(scaled, real, strict=True):
             start = int(rng.integers(0, length - side + 1))

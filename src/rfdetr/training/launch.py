@@ -64,11 +64,15 @@ def wanted_processes(config: TrainConfig) -> int:
     return len(config.devices) if isinstance(config.devices, list) else config.devices
 
 
+# As a launcher would set them.
+_ADDRESS = ("MASTER_ADDR", "MASTER_PORT", "LOCAL_WORLD_SIZE")
+
+
 @contextmanager
 def _started(content: tuple[Model, TrainConfig, dict[str, Any]], count: int) -> Iterator[Processes]:
     logger.info("starting %d more processes", count - 1)
-    threads, before = torch.get_num_threads(), {name: os.environ.get(name) for name in ("MASTER_ADDR", "MASTER_PORT")}
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    threads, before = torch.get_num_threads(), {name: os.environ.get(name) for name in _ADDRESS}
+    address = dict(zip(_ADDRESS, ("127.0.0.1", str(_free_port()), str(count)), strict=True))
     # Processes that share one machine's cores stand in each other's way otherwise.
     each = max(1, (os.cpu_count() or 1) // count)
     # They find what this one finds, such as modules beside the script.

@@ -12,17 +12,24 @@ import torch
 
 from rfdetr.extras import require
 
+# After this many batches, a share of the time spent waiting for them that is worth a line.
+PATIENCE, WAITED = 50, 0.2
+
 # Moves a bar on by one batch and puts a text behind it.
 Advance = Callable[[str], None]
 
 
 class Progress:
-    """A live bar per pass on stderr (`kind` "tqdm" or "rich"), or nothing; the clock runs in any case."""
+    """A live bar per pass on stderr (`kind` "tqdm" or "rich"), or nothing; the clock runs in any case.
 
-    def __init__(self, kind: str | None = None) -> None:
+    Args:
+        on_wait: called once, when the first 50 batches of a pass were waited for more than a fifth of the time.
+    """
+
+    def __init__(self, kind: str | None = None, on_wait: Callable[[float], None] | None = None) -> None:
         if kind == "rich":
             require("rich")
-        self.kind = kind
+        self.kind, self._on_wait = kind, on_wait
         self._begin()
 
     def _begin(self) -> None:
@@ -48,10 +55,13 @@ class Progress:
 
     def _timed(self, batches: Iterable) -> Iterator:
         begun = asked = perf_counter()
-        for batch in batches:
+        for count, batch in enumerate(batches, start=1):
             given = perf_counter()
             self._waited += given - asked
             self._elapsed = given - begun
+            if count == PATIENCE and self._on_wait is not None and self.waited > WAITED:
+                self._on_wait(self.waited)
+                self._on_wait = None
             yield batch
             if self._advance is not None:
                 self._advance(self._text())

@@ -13,7 +13,7 @@ from torch import nn
 
 from rfdetr.config import TrainConfig
 from rfdetr.datasets.annotations import AnnotationSet
-from rfdetr.datasets.build import build_train_loader
+from rfdetr.datasets.loader import BadPictures
 from rfdetr.engine import evaluate, ground_truth, train_one_epoch
 from rfdetr.log import logger
 from rfdetr.models.lora import merge_adapters_
@@ -74,7 +74,7 @@ def _is_finished(this: Run) -> bool:
 
 
 def _run(this: Run) -> int | None:
-    train_loader = build_train_loader(this.config, this.model.config, this.job.train, this.order, this.on_cuda)
+    train_loader = this.train_loader()
     valid_loader = None if this.job.valid is None else this.eval_loader(this.job.valid)
     try:
         _open(this)
@@ -93,12 +93,25 @@ def _run(this: Run) -> int | None:
             logger.warning("the run was interrupted; train(resume=True) goes on from %s", this.folder / files.LAST)
         return max(number or 0 for number in this.processes.gather(this.watch.signal))
     finally:
+        for cache in this.caches:
+            cache.close()
+        _list_bad(this, [train_loader.bad, *([valid_loader.bad] if valid_loader else [])])
         for sink in this.sinks:
             sink.close()
     for callback in this.callbacks["on_train_end"] if this.processes.is_first else ():
         callback()
     # A signal that came too late to interrupt is not forgotten.
     return max(number or 0 for number in this.processes.gather(this.watch.signal)) or None
+
+
+def _list_bad(this: Run, bad: list[BadPictures]) -> None:
+    """Write down which pictures were left out."""
+    lines = [f"{reason}\n" for split in bad for reason in split.found.values()]
+    if lines:
+        suffix = f"_process_{this.processes.rank}" if this.processes.rank else ""
+        path = this.folder / f"bad_pictures{suffix}.txt"
+        path.write_text("".join(lines), encoding="utf-8")
+        logger.warning("%d pictures could not be decoded and were left out; they are listed in %s", len(lines), path)
 
 
 def _open(this: Run) -> None:

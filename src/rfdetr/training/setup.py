@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import copy
+import secrets
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
 
 from rfdetr.checkpoints.load import Checkpoint, fit
 from rfdetr.checkpoints.names import to_published
 from rfdetr.checkpoints.save import description
 from rfdetr.config import TrainConfig
 from rfdetr.datasets.annotations import AnnotationSet
-from rfdetr.datasets.build import build_eval_loader
-from rfdetr.datasets.loader import TrainOrder
+from rfdetr.datasets.build import build_eval_loader, build_train_loader, train_transform, workers_of
+from rfdetr.datasets.cache import PictureCache, cache_folder
+from rfdetr.datasets.decode import HW, reduced
+from rfdetr.datasets.loader import Loader, TrainOrder, whole
 from rfdetr.engine import set_drop_path
 from rfdetr.log import logger
 from rfdetr.models.build import build_criterion, build_postprocess
@@ -67,6 +70,7 @@ class Run:
     # Only the first process has them.
     text: TextLog | None = None
     sinks: list[Sink] = field(default_factory=list)
+    caches: list[PictureCache] = field(default_factory=list)
 
     @property
     def processes(self) -> Processes:
@@ -83,10 +87,36 @@ class Run:
         """Optimiser steps of an epoch."""
         return len(self.order) // self.order.effective
 
-    def eval_loader(self, annotations: AnnotationSet, keep_workers: bool = True) -> DataLoader:
-        """The pictures of a split that this process evaluates."""
+    def train_loader(self) -> Loader:
+        """The pictures that this process trains on."""
+        transform = train_transform(self.config, self.model.config)
+        cache = self._cache(self.job.train, transform.reduction)
+        return build_train_loader(self.config, self.model.config, self.job.train, self.order, self.on_cuda, cache)
+
+    def eval_loader(self, annotations: AnnotationSet, keep_workers: bool = True) -> Loader:
+        """The pictures of a split that this process evaluates; they are cached for a loader that is kept."""
         ranks = (self.processes.rank, self.processes.world)
-        return build_eval_loader(self.config, self.model.config, annotations, self.on_cuda, keep_workers, *ranks)
+        cache = self._cache(annotations, whole) if keep_workers else None
+        return build_eval_loader(
+            self.config, self.model.config, annotations, self.on_cuda, keep_workers, *ranks, cache=cache
+        )
+
+    def _cache(self, annotations: AnnotationSet, reduction: Callable[[HW], int]) -> PictureCache | None:
+        """A place for the decoded pictures of a split, one for all processes of a machine."""
+        if self.config.cache is None:
+            return None
+        sizes = [reduced((h, w), reduction((h, w))) if h else (0, 0) for h, w in annotations.sizes.tolist()]
+        name = self.processes.share(f".rfdetr_{secrets.token_hex(8)}.cache")
+        file, cache = cache_folder(self.config.cache, self.folder) / name, None
+        if self.processes.local == 0:
+            cache = PictureCache(np.array(sizes), file)
+        self.processes.gather(None)
+        cache = cache or PictureCache(np.array(sizes), file, create=False)
+        self.processes.gather(None)
+        cache.all_have_opened()
+        logger.info("%s: %.1f GB for decoded pictures in %s", annotations.source, cache.num_bytes / 1e9, file.parent)
+        self.caches.append(cache)
+        return cache
 
 
 def build_run(
@@ -123,7 +153,7 @@ def build_run(
         order=order,
         criterion=build_criterion(model.config, config).to(runtime.device),
         postprocess=build_postprocess(model.config, config.num_select),
-        progress=Progress(config.progress_bar if processes.is_first else None),
+        progress=Progress(config.progress_bar if processes.is_first else None, _advise(config, runtime)),
         description=description(model.config, job.class_names, {**config.record(), "class_labels": job.raw_labels}),
         callbacks=callbacks,
         averages=averages,
@@ -131,6 +161,18 @@ def build_run(
         history=job.checkpoint.content.get("history", "") if job.checkpoint else "",
         watch=RunWatch(folder, job.train, processes.rank, processes.world == 1),
     )
+
+
+def _advise(config: TrainConfig, runtime: Runtime) -> Callable[[float], None]:
+    """What is said when a run waits for its pictures."""
+    workers = workers_of(config, runtime.device.type == "cuda")
+    cache = "" if config.cache else ' and cache="ram" or "disk"'
+
+    def advise(share: float) -> None:
+        text = "the run waits for data %.0f %% of its time: more num_workers (%d now)%s may help"
+        logger.info(text, 100 * share, workers, cache)
+
+    return advise
 
 
 def _build_parts(
