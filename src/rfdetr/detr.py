@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,7 +20,7 @@ from rfdetr.datasets.transforms import MEAN, STD, normalise, to_network_size
 from rfdetr.inference.images import check_shape, load_images
 from rfdetr.inference.masks import check_format
 from rfdetr.inference.results import to_result
-from rfdetr.main import CHANGES, Model
+from rfdetr.main import CHANGES, DEFAULT_THRESHOLD, Model
 from rfdetr.training.callbacks import by_event
 
 # Pictures per forward pass of a long list.
@@ -78,7 +78,7 @@ class RFDETR:
     def predict(
         self,
         images: Any,
-        threshold: float = 0.5,
+        threshold: float | str | Mapping[str, float] = DEFAULT_THRESHOLD,
         shape: Sequence[int] | None = None,
         patch_size: int | None = None,
         include_source_image: bool = True,
@@ -91,7 +91,8 @@ class RFDETR:
         Args:
             images: a path, URL, bytes, file, PIL image, array (H, W, 3) or tensor (3, H, W), RGB, or a list of them.
                 Numbers are uint8, or floats in 0..1.
-            threshold: detections with a score above it are returned.
+            threshold: detections with a score above it are returned; a dict gives some classes their own by name, the
+                others 0.5; "auto" takes the ones with the best F1 of `evaluate()` or of the training's validation.
             shape: height and width of the network input, multiples of patch size x windows; default the resolution.
             patch_size: must be the model's, if given.
             include_source_image: keep the picture in `metadata["source_image"]`, for keypoints in `data`.
@@ -111,6 +112,8 @@ class RFDETR:
         check_format(mask_format, config.segmentation_head)
         hw = check_shape(shape, config.block_size) if shape is not None else (config.resolution, config.resolution)
         pictures, single = load_images(images)
+        limits = self.model.limits(threshold)
+        lowest = limits if isinstance(limits, float) else min(limits)
         module = self.model.ready().eval()
         names, hidden = self.model.name_of_label(), self.model.hidden_labels()
         results = []
@@ -120,10 +123,10 @@ class RFDETR:
             with torch.inference_mode():
                 inputs = torch.stack([to_network_size(picture.to(self.model.device), hw) for picture in chunk])
                 outputs = module(normalise(inputs), last_only=True, whole_masks=False)
-                found = self.model.postprocess(outputs, torch.tensor(sizes), threshold, enlarge_masks=False)
+                found = self.model.postprocess(outputs, torch.tensor(sizes), lowest, enlarge_masks=False)
             sources = chunk if include_source_image else [None] * len(chunk)
             results += [
-                to_result(one, threshold, names, hidden, size, source, mask_format)
+                to_result(one, limits, names, hidden, size, source, mask_format)
                 for one, size, source in zip(found, sizes, sources, strict=True)
             ]
         return results[0] if single else results
@@ -146,16 +149,31 @@ class RFDETR:
         callbacks = {name: [*self.callbacks.get(name, ()), *given.get(name, ())] for name in {*self.callbacks, *given}}
         self.model.train(callbacks, **options)
 
-    def evaluate(self, dataset_dir: str | Path, *, split: str = "test", **options: Any) -> dict[str, float]:
-        """COCO metrics of the weights in memory on one split.
+    def evaluate(
+        self,
+        dataset_dir: str | Path | Sequence[str | Path] | None = None,
+        *,
+        split: str = "test",
+        report_dir: str | Path | None = None,
+        **options: Any,
+    ) -> dict[str, float]:
+        """COCO metrics of the weights in memory on one split; `predict(threshold="auto")` uses what it finds.
 
         Args:
+            dataset_dir: a data set, or several that are joined by the names of their classes.
             split: "test", "val" or "train"; it is the prefix of the returned names, such as "test/mAP_50_95".
-            options: fields of `TrainConfig`; those that concern training alone have no effect.
-        """
-        from rfdetr.training.finish import evaluate_split
+            report_dir: folder for `report.html`, `results.json`, plots and the worst pictures.
+            options: fields of `TrainConfig`; `class_names` is what the model calls each class of the data set. Those
+                that concern training alone have no effect.
 
-        return evaluate_split(self.model, self.get_train_config(dataset_dir=dataset_dir, **options), split)
+        Raises:
+            ValueError: the data set has classes that the model does not know by name.
+            FileExistsError: `report_dir` holds something else than an earlier report.
+        """
+        from rfdetr.training.judge import evaluate_split
+
+        config = self.get_train_config(dataset_dir=dataset_dir, **options)
+        return evaluate_split(self.model, config, split, report_dir)
 
     def export(
         self,

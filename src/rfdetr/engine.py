@@ -214,6 +214,18 @@ def set_drop_path(model: nn.Module, rate: float) -> None:
             module.set_drop_path(rate)
 
 
+def split_evaluation(annotations: AnnotationSet, args: Any, across_classes: bool = False) -> SplitEvaluation:
+    """What collects the detections of a split; `args` as for `evaluate`."""
+    return SplitEvaluation(
+        annotations,
+        ground_truth(annotations),
+        getattr(args, "eval_max_dets", 500),
+        at_head_size=getattr(args, "eval_masks_head_resolution", False),
+        sigmas=getattr(args, "keypoint_oks_sigmas", None),
+        across_classes=across_classes,
+    )
+
+
 def _runtime_of(device: torch.device, args: Any) -> Runtime:
     device = torch.device(device)
     amp = mixed_precision(getattr(args, "amp_dtype", "auto"), device) if getattr(args, "amp", False) else None
@@ -229,7 +241,7 @@ def _scales(args: Any) -> list[int]:
     )
 
 
-def _shares(samples: NestedTensor) -> list[tuple[float, float]]:
+def shares(samples: NestedTensor) -> list[tuple[float, float]]:
     """Part of the height and width of a batch that each picture covers; the rest is padding."""
     if samples.mask is None:
         return [(1.0, 1.0)] * len(samples)
@@ -249,6 +261,7 @@ def evaluate(
     runtime: Runtime | None = None,
     progress: Progress | None = None,
     title: str = "evaluate",
+    evaluation: SplitEvaluation | None = None,
 ) -> tuple[dict[str, Any], CocoEvaluator]:
     """Losses and COCO metrics of a model over one split.
 
@@ -257,6 +270,7 @@ def evaluate(
         postprocess: a `PostProcess`.
         data_loader: yields every picture of `base_ds` once, in order.
         args: a namespace; read are amp, amp_dtype, eval_max_dets, eval_masks_head_resolution and keypoint_oks_sigmas.
+        evaluation: collects the detections, and has them all afterwards; None makes one.
 
     Returns:
         The losses and `SplitEvaluation.stats()`: `coco_eval_bbox` (AP, AP50, AP75, AP by size, AR), `results_json`
@@ -264,13 +278,7 @@ def evaluate(
         evaluator of the boxes.
     """
     runtime, progress = runtime or _runtime_of(device, args), progress or Progress()
-    evaluation = SplitEvaluation(
-        base_ds,
-        ground_truth(base_ds),
-        getattr(args, "eval_max_dets", 500),
-        at_head_size=getattr(args, "eval_masks_head_resolution", False),
-        sigmas=getattr(args, "keypoint_oks_sigmas", None),
-    )
+    evaluation = split_evaluation(base_ds, args) if evaluation is None else evaluation
     processes, averages = runtime.processes, Averages()
     idle = runtime.idle_passes(data_loader)
     # Of several processes each has every n-th picture.
@@ -288,7 +296,7 @@ def evaluate(
                 averages.add(losses, criterion.weighted_total(losses), len(targets), objects)
             sizes = torch.stack([target["orig_size"] for target in targets])
             images = postprocess(outputs, sizes, enlarge_masks=False)
-            for target, found, hw, share in zip(targets, images, sizes.tolist(), _shares(samples), strict=True):
+            for target, found, hw, share in zip(targets, images, sizes.tolist(), shares(samples), strict=True):
                 if "unreadable" in target:
                     evaluation.leave_out(index)
                 else:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 import threading
 import warnings
+from collections.abc import Mapping
+from numbers import Real
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +26,9 @@ from rfdetr.options import check_resolution
 from rfdetr.training.callbacks import Callbacks, check_callbacks
 from rfdetr.training.runtime import select_device
 
+# The score above which `predict` returns detections of classes that nobody said anything about.
+DEFAULT_THRESHOLD = 0.5
+
 
 class Model:
     """A loaded network.
@@ -40,6 +45,7 @@ class Model:
         self.class_names: list[str] = []
         self.first_label = 0
         self.raw_labels: list[int] | None = None
+        self.thresholds: dict[str, float] = {}
         self._trust = trust_checkpoint
         self._trained = False
         self._lock = threading.Lock()
@@ -81,6 +87,7 @@ class Model:
         first = self.config.first_label
         self._name_classes(checkpoint.class_names, checkpoint.first_label if first is None else first)
         self.raw_labels = checkpoint.args.get("class_labels")
+        self.thresholds = checkpoint.thresholds
 
     def _with_fresh(self, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Start values, replaced by what fits of a file whose architecture was changed deliberately."""
@@ -122,6 +129,30 @@ class Model:
         for hidden in self.hidden_labels():
             named.setdefault(hidden, "__background__")
         return [named.get(label, "") for label in range(self.config.num_classes + 1)]
+
+    def limits(self, threshold: float | str | Mapping[str, float]) -> float | list[float]:
+        """What `predict` was given as its threshold, as one number or one for every output of the class head.
+
+        Raises:
+            ValueError: "auto" without an evaluation before, a class that is not known, or another kind of value.
+        """
+        if isinstance(threshold, Real):
+            return float(threshold)
+        if threshold == "auto":
+            if not self.thresholds:
+                raise ValueError(
+                    "threshold='auto' takes the best threshold of each class, which nothing has measured for these "
+                    "weights: call evaluate() first, or load a checkpoint_best_total.pth of train()"
+                )
+            threshold = {name: value for name, value in self.thresholds.items() if name in self.class_names}
+        if not isinstance(threshold, Mapping):
+            raise ValueError(f"threshold={threshold!r} must be a number, 'auto', or a dict of numbers by class name")
+        if unknown := [name for name in threshold if name not in self.class_names]:
+            raise ValueError(f"threshold has {unknown}; the model's classes are {', '.join(self.class_names)}")
+        limits = [DEFAULT_THRESHOLD] * (self.config.num_classes + 1)
+        for name, label in zip(self.class_names, self.class_labels, strict=False):
+            limits[label] = float(threshold.get(name, DEFAULT_THRESHOLD))
+        return limits
 
     def hidden_labels(self) -> list[int]:
         """The outputs that are no class and not reported; none where category ids are labels, as in COCO's heads."""

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from rfdetr.assets.coco_classes import COCO_CLASS_NAMES
 from rfdetr.checkpoints.names import KEYPOINT_MASK, to_internal, to_published
+from rfdetr.checkpoints.save import replacing
 from rfdetr.config import ModelConfig
 from rfdetr.models.backbone import resize_positions
 from rfdetr.models.keypoint_network import schema_masks
@@ -68,6 +69,12 @@ class Checkpoint:
         return [] if mask is None or not mask.any() else mask.sum(1).tolist()
 
     @property
+    def thresholds(self) -> dict[str, float]:
+        """The best confidence of each class, where an evaluation has found it."""
+        stored = self.content.get("thresholds")
+        return dict(stored) if isinstance(stored, Mapping) else {}
+
+    @property
     def settings(self) -> dict[str, Any]:
         """What the file says of the model: `model_config`, or in older fine-tuned files the same names in `args`."""
         tuned = self.class_names and self.class_names != COCO_CLASS_NAMES
@@ -110,6 +117,13 @@ def read_file(path: Path, trust: bool = False) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"checkpoint {path} holds a {type(content).__name__}, not the dict of a checkpoint")
     return content
+
+
+def store_thresholds(path: Path, target: Path, thresholds: dict[str, float]) -> None:
+    """Write a checkpoint again, to the same or another file, with the best confidence of each class in it."""
+    content = read_file(path)
+    with replacing(target) as handle:
+        torch.save({**content, "thresholds": thresholds}, handle)
 
 
 def _why_unreadable(path: Path, error: Exception, trust: bool) -> str:

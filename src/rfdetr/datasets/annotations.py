@@ -299,7 +299,7 @@ def is_inside(path: Path, folder: Path) -> bool:
 
 def list_folder(folder: Path) -> set[str]:
     """Names in a folder; empty if there is no such folder."""
-    return {entry.name for entry in os.scandir(folder)} if folder.is_dir() else set()
+    return {entry.name for entry in os.scandir(folder)} if os.path.isdir(folder) else set()  # noqa: PTH112
 
 
 def missing_pictures(root: Path, names: list[str]) -> list[int]:
@@ -311,6 +311,7 @@ def missing_pictures(root: Path, names: list[str]) -> list[int]:
         if folder not in listings:
             listings[folder] = list_folder(root / folder)
         # File systems may spell a name differently than they accept it (upper case, composed accents).
-        if base not in listings[folder] and not (root / name).exists():
+        # Only os.path says no, instead of raising, where a name is too long for the system.
+        if base not in listings[folder] and not os.path.exists(root / name):  # noqa: PTH110
             missing.append(position)
     return missing

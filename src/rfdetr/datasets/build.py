@@ -84,7 +84,7 @@ def build_eval_loader(
 
 def workers_of(config: TrainConfig, on_cuda: bool) -> int:
     """Loading processes of each process of a run: what was asked for, or what fits the cores."""
-    if config.is_explicit("num_workers"):
+    if config.is_explicit("num_workers") or config.num_workers != type(config).model_fields["num_workers"].default:
         return config.num_workers
     own = max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     # Beside the CPU that trains there is no use for more than the usual two.

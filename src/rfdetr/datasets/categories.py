@@ -9,6 +9,8 @@ from typing import Any
 
 from rfdetr.datasets.annotations import Categories
 
+LARGEST = 2**63  # of the numbers that a column of ids holds
+
 
 def read_categories(entries: Any, used: Collection[Any], file: Path, raw_ids: bool = False) -> Categories:
     """Classes of one COCO document by ascending id.
@@ -25,9 +27,9 @@ def read_categories(entries: Any, used: Collection[Any], file: Path, raw_ids: bo
     by_id: dict[int, dict[str, Any]] = {}
     for position, entry in enumerate(entries):
         category_id = as_key(entry.get("id"))
-        if not isinstance(category_id, int):
+        if not isinstance(category_id, int) or abs(category_id) >= LARGEST:
             raise ValueError(
-                f"{file}: entry {position} of 'categories' has id {entry.get('id')!r}; it has to be a number"
+                f"{file}: entry {position} of 'categories' has id {entry.get('id')!r}; it has to be a whole number"
             )
         if entry.get("name") in (None, ""):
             raise ValueError(f"{file}: category {category_id} has no 'name'; every category needs an id and a name")
@@ -72,7 +74,8 @@ def as_key(value: Any) -> int | str | None:
     """An id in the form in which it is compared: 7, 7.0 and "7" are 7; None where there is no usable id."""
     if isinstance(value, str):
         digits = value.removeprefix("-")
-        return int(value) if digits.isdecimal() and str(int(value)) == value else value
+        is_number = digits.isdecimal() and len(digits) < 20 and str(int(value)) == value
+        return int(value) if is_number else value
     if isinstance(value, float) and value.is_integer():
         return int(value)
     return value if type(value) is int else None

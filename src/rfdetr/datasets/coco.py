@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -85,13 +86,14 @@ def build(
     file, keypoints = columns.file, columns.keypoints is not None
     image_index, repairs = _picture_of_each(columns, document.get("annotations"), file)
 
-    entries, used = document.get("categories"), set(np.unique(np.asarray(columns.categories.numbers)).tolist())
+    entries, used = document.get("categories"), set(np.unique(columns.categories.whole()).tolist())
     own = read_categories(entries, used, file, raw_ids and not keypoints)
     own, points = _with_keypoints(own, entries, categories, schema, file) if keypoints else (own, None)
     categories, found = agree_categories(categories, own, file)
     labels = _labels(columns.categories, categories)
     boxes_xyxy = np.array(columns.boxes).reshape(-1, 4)
-    boxes_xyxy[:, 2:] += boxes_xyxy[:, :2]
+    with np.errstate(invalid="ignore", over="ignore"):  # no object with an infinite box is left below
+        boxes_xyxy[:, 2:] += boxes_xyxy[:, :2]
     rows = _sound(columns, categories, labels, np.flatnonzero((image_index >= 0) & there[image_index]), faults)
 
     def size_of(image: int) -> tuple[int, int] | None:
@@ -159,7 +161,7 @@ def _with_keypoints(
 def _root_of(folders: Sequence[Path], names: list[Any]) -> Path:
     """The first folder that has one of the first pictures, else the first that exists."""
     samples = [name for name in names[:10] if isinstance(name, str) and "\0" not in name]
-    holding = (folder for folder in folders if any((folder / name).is_file() for name in samples))
+    holding = (folder for folder in folders if any(os.path.isfile(folder / name) for name in samples))  # noqa: PTH113
     return next(holding, None) or next((folder for folder in folders if folder.is_dir()), folders[0])
 
 
@@ -170,11 +172,7 @@ def _check_pictures(columns: Columns, given: Any, image_root: Path, data_root: P
         raise ValueError(f"{file}: 'images' is a {type(given).__name__}; it has to be a list of objects")
     if not given:
         raise ValueError(f"{file}: 'images' is missing or empty; a split needs at least one picture")
-    if None in ids.others.values():
-        bad = next(row for row, key in ids.others.items() if key is None)
-        raise ValueError(f"{file}: entry {bad} of 'images' has no usable 'id'; it has to be a number or a text")
-    if twice := ids.twice():
-        raise ValueError(f"{file}: {twice[1]} entries of 'images' have the id {twice[0]!r}; ids have to be unique")
+    check_ids(columns, "'images'")
     for row, name in enumerate(columns.names):
         if not isinstance(name, str) or not name or "\0" in name:
             raise ValueError(f"{file}: image id {ids.of(row)} has file_name {name!r}; it has to name the picture file")
@@ -195,6 +193,16 @@ def _check_pictures(columns: Columns, given: Any, image_root: Path, data_root: P
         FileNotFoundError,
     )
     return np.isin(np.arange(len(ids)), missing, invert=True)
+
+
+def check_ids(columns: Columns, place: str) -> None:
+    """ValueError if a picture has no id, or that of another; `place` says where the pictures are listed."""
+    file, ids = columns.file, columns.picture_ids
+    bad = next((row for row, key in ids.others.items() if key is None), None)
+    if bad is not None:
+        raise ValueError(f"{file}: entry {bad} of {place} has no usable 'id'; it has to be a number or a text")
+    if twice := ids.twice():
+        raise ValueError(f"{file}: {twice[1]} entries of {place} have the id {twice[0]!r}; ids have to be unique")
 
 
 def _picture_ids(columns: Columns) -> np.ndarray:
@@ -268,7 +276,7 @@ def _preview(categories: Categories) -> str:
 def _areas(columns: Columns) -> np.ndarray:
     """(A,) float64 square pixels; NaN where there is none or where it cannot be one."""
     areas = np.asarray(columns.areas)
-    return np.where(np.isfinite(areas) & (areas >= 0), areas, np.nan)
+    return np.where((areas >= 0) & (areas < FARTHEST_PX**2), areas, np.nan)
 
 
 def _box_repairs(

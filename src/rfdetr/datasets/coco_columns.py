@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from array import array
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rfdetr.datasets.categories import as_key
+from rfdetr.datasets.categories import LARGEST, as_key
 from rfdetr.datasets.coco_tasks import Keypoints, Segmentations
 
-LARGEST = 2**63
 NOWHERE = [float("nan")] * 4
 
 
@@ -56,12 +56,15 @@ class Ids:
 
     def twice(self) -> tuple[Any, int] | None:
         """An id that several rows have, and how many."""
-        numbers = np.delete(np.asarray(self.numbers), list(self.others))
-        keys, counts = np.unique(numbers, return_counts=True)
+        keys, counts = np.unique(self.whole(), return_counts=True)
         if counts.max(initial=0) > 1:
             return int(keys[counts.argmax()]), int(counts.max())
-        texts = list(self.others.values())
-        return next(((key, texts.count(key)) for key in set(texts) if len(set(texts)) < len(texts)), None)
+        texts = Counter(self.others.values()).most_common(1)
+        return texts[0] if texts and texts[0][1] > 1 else None
+
+    def whole(self) -> np.ndarray:
+        """The ids that are whole numbers, (M,) int64."""
+        return np.delete(np.asarray(self.numbers), list(self.others))
 
     def as_numbers(self) -> np.ndarray | None:
         """The column as int64, None where some id is no number."""

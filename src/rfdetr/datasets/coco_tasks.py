@@ -19,6 +19,7 @@ from rfdetr.datasets.outlines import Outlines
 Sizes = Callable[[int], tuple[int, int] | None]
 
 FARTHEST_PX = 1e5  # a polygon is walked step by step: nonsense must not take for ever
+FARTHEST_POINT_PX = 1e9  # as for boxes
 OUTLINE = (
     "it has to be polygons [[x1, y1, x2, y2, x3, y3, ...], ...] in pixels, or the runs of a mask as large as the "
     'picture, {"size": [height, width], "counts": ...}'
@@ -45,6 +46,7 @@ class Segmentations:
         except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
             self.unreadable[len(self.row_rings) - 1] = str(error)
             del self.numbers[numbers:], self.ring_lengths[self.row_rings[-1] :], self.runs[runs:]
+            del self.sizes[2 * (len(self.row_rings) - 1) :]
             self.sizes.extend((0, 0))
         self.row_rings.append(len(self.ring_lengths))
         self.row_runs.append(len(self.runs))
@@ -168,8 +170,8 @@ class Keypoints:
             lengths = np.diff(ends)[rows[own]]
             written = own[lengths == 3 * count]
             points = numbers[ends[rows[written], None] + np.arange(3 * count)].reshape(-1, count, 3)
-            sound = np.isfinite(points).all((1, 2)) & np.isin(points[..., 2], (0, 1, 2)).all(1)
-            keypoints[written[sound], :count] = (points * (points[..., 2:] > 0))[sound]
+            sound = (np.abs(points) < FARTHEST_POINT_PX).all((1, 2)) & np.isin(points[..., 2], (0, 1, 2)).all(1)
+            keypoints[written[sound], :count] = points[sound] * (points[sound, :, 2:] > 0)
             empty = own[(lengths == 0) & ~np.isin(rows[own], list(self.unreadable))]
             usable[np.setdiff1d(own, np.concatenate((written[sound], empty)))] = False
 

@@ -60,7 +60,7 @@ def decode_reduced(data: bytes, name: str, reduction: Callable[[HW], int]) -> tu
             small = reduced(hw, factor)
             if factor > 1:
                 # A JPEG is decoded at that size in a fraction of the time; other formats do nothing here.
-                image.draft("RGB", small[::-1])
+                image.draft("RGB", (hw[1] // factor, hw[0] // factor))
             whole = image.convert("RGB")
             return np.array(whole if (whole.height, whole.width) == small else whole.reduce(factor)), hw
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:

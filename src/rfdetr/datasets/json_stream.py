@@ -29,7 +29,7 @@ def read_object(file: Path, consumers: Mapping[str, Callable[[int, Any], None]])
             return _Text(handle).members(consumers)
     except FileNotFoundError:
         raise FileNotFoundError(f"annotation file {file} does not exist") from None
-    except (_Broken, UnicodeDecodeError) as error:
+    except _Broken as error:
         raise ValueError(f"{file} is not valid JSON in UTF-8: {error}") from None
     except _NoObject as error:
         raise ValueError(
@@ -53,6 +53,7 @@ class _Text:
         self._handle, self._decoder = handle, codecs.getincrementaldecoder("utf-8-sig")()
         self._scan = json.JSONDecoder().raw_decode
         self._text, self._at, self._passed, self._ended = "", 0, 0, False
+        self._bytes = 0
 
     def members(self, consumers: Mapping[str, Callable[[int, Any], None]]) -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -99,8 +100,8 @@ class _Text:
                     text = getattr(error, "msg", str(error))
                     raise self._broken(text, getattr(error, "pos", self._at)) from None
             else:
-                # Of a number the rest may follow in the next chunk.
-                if end < len(self._text) or self._ended:
+                # Of a number the rest may follow in the next chunk, and "1e+" is read as a 1 until it does.
+                if end + 2 < len(self._text) or self._ended:
                     self._at = end
                     return value
             self._more(size)
@@ -125,7 +126,12 @@ class _Text:
         data = self._handle.read(size)
         self._ended = not data
         self._passed += self._at
-        self._text = self._text[self._at :] + self._decoder.decode(data, final=self._ended)
+        waiting = len(self._decoder.getstate()[0])
+        try:
+            self._text = self._text[self._at :] + self._decoder.decode(data, final=self._ended)
+        except UnicodeDecodeError as error:
+            raise _Broken(f"{error.reason} at byte {self._bytes - waiting + error.start}") from None
+        self._bytes += len(data)
         self._at = 0
 
     def _broken(self, what: str, at: int | None = None) -> _Broken:

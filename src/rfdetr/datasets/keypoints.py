@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 
+MOST_KEYPOINTS = 10_000  # a wrong digit in a description must not fill the memory
+
+
 @dataclass(frozen=True)
 class KeypointSchema:
     """The keypoints of every class of a data set."""
@@ -129,8 +132,11 @@ def keypoint_shape(settings: dict[str, Any], file: Path) -> tuple[int, int]:
     shape = settings.get("kpt_shape")
     if shape is None:
         raise ValueError(f"{file}: there is no kpt_shape; a keypoint model needs data with keypoints")
-    if not isinstance(shape, list) or list(map(type, shape)) != [int, int] or shape[0] < 1 or shape[1] not in (2, 3):
-        raise ValueError(f"{file}: kpt_shape is {shape!r}; it has to be [number of keypoints, 2 or 3]")
+    whole = isinstance(shape, list) and list(map(type, shape)) == [int, int]
+    if not whole or not 0 < shape[0] <= MOST_KEYPOINTS or shape[1] not in (2, 3):
+        raise ValueError(
+            f"{file}: kpt_shape is {shape!r}; it has to be [number of keypoints, 2 or 3], with up to {MOST_KEYPOINTS}"
+        )
     return shape[0], shape[1]
 
 

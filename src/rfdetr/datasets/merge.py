@@ -32,7 +32,7 @@ def merge(sets: Sequence[AnnotationSet], onto: AnnotationSet | None = None) -> A
     paths = [one.path(i) for one in sets for i in range(len(one))]
     name_bytes, name_offsets = pack_names([Path(os.path.relpath(path, root)).as_posix() for path in paths])
     counts = np.concatenate([np.diff(one.offsets) for one in sets])
-    schema = _common_schema(sets, label_of) if onto is None or onto.schema is None else onto.schema
+    schema = _common_schema(sets if onto is None else [onto, *sets], label_of)
     return AnnotationSet(
         root=root,
         source=Path(" + ".join(str(one.source) for one in sets)),

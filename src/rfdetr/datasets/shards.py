@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from rfdetr.datasets.annotations import AnnotationSet, Categories, Shards
-from rfdetr.datasets.coco import build
+from rfdetr.datasets.coco import build, check_ids
 from rfdetr.datasets.coco_columns import Columns
 from rfdetr.datasets.faults import Faults
 from rfdetr.datasets.keypoints import Wanted
@@ -53,6 +53,7 @@ def read_shards(
             number.append(shard)
             start.append(picture.offset_data)
             length.append(picture.size)
+    check_ids(columns, "the shards")
     wanted = document.get("num_samples", len(number))
     if len(number) != wanted or not number:
         raise ValueError(f"{index_file}: its shards hold {len(number)} pictures, not {wanted}; pack the split again")
@@ -65,10 +66,11 @@ def read_shards(
 def _read_index(file: Path) -> dict[str, Any]:
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is not valid JSON in UTF-8: {error}") from None
     names = document.get("shards") if isinstance(document, dict) else None
-    if not isinstance(names, list) or not all(isinstance(name, str) and Path(name).name == name for name in names):
+    plain = isinstance(names, list) and all(isinstance(name, str) and Path(name).name == name for name in names)
+    if not plain or not all(Path(name).suffix for name in names):  # ".." is a name too
         raise ValueError(f"{file}: 'shards' is {names!r}; it has to list the tar files that lie beside the index")
     return document
 
@@ -76,7 +78,7 @@ def _read_index(file: Path) -> dict[str, Any]:
 def _samples(file: Path) -> Iterator[tuple[str, tarfile.TarInfo, dict[str, Any]]]:
     """Name, picture and description of every sample of a shard; only headers and descriptions are read."""
     try:
-        with tarfile.open(file) as tar:
+        with tarfile.open(file, "r:") as tar:  # not compressed: pictures are read from their place
             held: dict[str, tarfile.TarInfo] = {}
             for member in tar:
                 key, _, suffix = member.name.rpartition(".")
@@ -89,10 +91,12 @@ def _samples(file: Path) -> Iterator[tuple[str, tarfile.TarInfo, dict[str, Any]]
                 described, picture = (member, other) if suffix == "json" else (other, member)
                 content = tar.extractfile(described)
                 sample = json.loads(content.read() if content else b"null")
-                if not isinstance(sample, dict):
-                    raise ValueError(f"{described.name} holds no object")
+                if not isinstance(sample, dict) or not isinstance(sample.get("annotations"), list | None):
+                    raise ValueError(f"{described.name} holds no object, or one whose annotations are no list")
                 yield picture.name, picture, sample
+            if held:
+                raise ValueError(f"{next(iter(held.values())).name} has no partner; pictures and .json come in pairs")
     except FileNotFoundError:
         raise FileNotFoundError(f"{file}: the shard does not exist") from None
-    except (tarfile.TarError, EOFError, ValueError) as error:
+    except (tarfile.TarError, EOFError, ValueError, RecursionError) as error:
         raise ValueError(f"{file} is damaged or no tar file of pictures: {error}") from None

@@ -118,10 +118,13 @@ def read_yolo(
 def _load_yaml(file: Path) -> dict[str, Any]:
     import yaml
 
+    text = read_text(file)
     try:
-        settings = yaml.safe_load(read_text(file))
+        settings = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ValueError(f"{file} is not valid YAML: {error}") from None
+    except (RecursionError, TypeError, ValueError, OverflowError) as error:  # also what looks like a date and is none
+        raise ValueError(f"{file} holds a value that cannot be read: {error}") from None
     if not isinstance(settings, dict):
         raise ValueError(f"{file} holds a {type(settings).__name__}; it has to be a mapping with at least 'names'")
     return settings

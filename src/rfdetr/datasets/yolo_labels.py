@@ -51,16 +51,22 @@ class LabelRows:
         return Outlines(points, ends, each, np.zeros(0, np.uint32), np.zeros_like(each), np.ones(len(each) - 1, bool))
 
     def _read_file(self, file: Path) -> None:
-        for number, line in enumerate(read_text(file).splitlines(), start=1):
-            fields = line.split()
-            if not fields:
-                continue
+        try:
+            lines = read_text(file).splitlines()
+        except ValueError as error:
+            self._refuse(str(error))
+            return
+        for number, line in enumerate(lines, start=1):
             try:
-                self._add(fields)
+                if fields := line.split():
+                    self._add(fields)
             except ValueError as error:
-                self.bad_lines.append(f"{file}, line {number}: {error}")
-                if not self.lenient:
-                    raise ValueError(self.bad_lines[0]) from None
+                self._refuse(f"{file}, line {number}: {error}")
+
+    def _refuse(self, message: str) -> None:
+        self.bad_lines.append(message)
+        if not self.lenient:
+            raise ValueError(message) from None
 
     def _add(self, fields: list[str]) -> None:
         is_box = len(fields) in (5, self.pose_fields)

@@ -221,11 +221,14 @@ class Analysis:
         return curves
 
 
-def analyse(evaluator: CocoEvaluator) -> Analysis:
+def analyse(evaluator: CocoEvaluator, best: np.ndarray | None = None) -> Analysis:
     """Analyse what was added; confusions between classes are only known of an evaluator made `across_classes`.
 
     Objects of no size class (they have no labelled keypoint) are ignored as crowd regions are, and so are detections of
     a class that has no others.
+
+    Args:
+        best: (K,), index in `CONFIDENCES` of each class's threshold, instead of the best ones.
     """
     truth, found, image = evaluator.ground_truth, evaluator.detections(), evaluator.detection_images()
     unjudged = ~np.isfinite(truth.area)
@@ -234,7 +237,8 @@ def analyse(evaluator: CocoEvaluator) -> Analysis:
     without = np.setdiff1d(truth.label[unjudged], truth.label[~unjudged])
     judged = replace(judged, is_wrong=judged.is_wrong & ~np.isin(found.label, without))
     swept = sweep(truth, found, judged)
-    best, threshold = _thresholds(swept)
+    own_best, threshold = best_thresholds(swept)
+    best = own_best if best is None else best
     kept = found.score >= np.append(CONFIDENCES[best], np.inf)[found.label]
     outcome, duplicate = _judge_detections(truth, found, judged, kept)
     objects = np.where(truth.crowd, Outcome.IGNORED, Outcome.MISSED).astype(np.int8)
@@ -256,7 +260,7 @@ def analyse(evaluator: CocoEvaluator) -> Analysis:
     )
 
 
-def _thresholds(swept: ConfidenceSweep) -> tuple[np.ndarray, float]:
+def best_thresholds(swept: ConfidenceSweep) -> tuple[np.ndarray, float]:
     """Index of the best confidence of each class, (K,), and the best confidence of all."""
     index = swept.best if swept.best_macro[2] > 0 else int(np.searchsorted(CONFIDENCES, _NO_THRESHOLD))
     best = swept.per_class[:, :, 2].argmax(axis=0)

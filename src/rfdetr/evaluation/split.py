@@ -12,9 +12,9 @@ from torch import Tensor
 from rfdetr.datasets.annotations import AnnotationSet, has_extent
 from rfdetr.datasets.outlines import Outlines
 from rfdetr.datasets.rle import EMPTY
-from rfdetr.evaluation.analysis import Analysis, analyse
+from rfdetr.evaluation.analysis import Analysis, analyse, best_thresholds
 from rfdetr.evaluation.coco import CocoEvaluator, GroundTruth
-from rfdetr.evaluation.f1 import results_table, sweep_confidence
+from rfdetr.evaluation.f1 import CONFIDENCES, results_table, sweep_confidence, unique_names
 from rfdetr.evaluation.oks import MAX_DETS, KeypointClasses
 from rfdetr.evaluation.overlaps import box_overlaps, mask_overlaps, sample
 from rfdetr.models.enlarge import cut_outs
@@ -153,6 +153,13 @@ class SplitEvaluation:
     def analyses(self) -> dict[str, Analysis]:
         """What was added in detail: "boxes", and where they were added "masks" or "keypoints"."""
         return {name: analyse(one) for name, one in self._evaluators().items() if one or name == "boxes"}
+
+    def thresholds(self) -> dict[str, float]:
+        """The confidence with the best F1 of every class, of masks where they were added."""
+        evaluator = self.masks or self.boxes
+        best, _ = best_thresholds(sweep_confidence(evaluator))
+        names = unique_names(evaluator.ground_truth.class_names)
+        return dict(zip(names, CONFIDENCES[best].round(2).tolist(), strict=True))
 
     def stats(self) -> dict[str, Any]:
         """`coco_eval_bbox` (12 numbers) and `results_json`, and where they were added `coco_eval_masks` (12 numbers) or

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from rfdetr.inference.images import to_uint8
@@ -15,7 +16,7 @@ from rfdetr.models.postprocess import pixel_covariance
 
 def to_result(
     found: Mapping[str, Tensor],
-    threshold: float,
+    threshold: float | Sequence[float],
     names: Sequence[str],
     hidden_labels: Sequence[int],
     hw: tuple[int, int],
@@ -27,14 +28,15 @@ def to_result(
     Args:
         found: `scores` (K,), `labels` (K,), `boxes` (K, 4) xyxy in pixels, best first; also `mask_logits` (K, h, w), or
             `keypoints` (K, P, 3) and `keypoint_precision_cholesky` (K, P, 3).
-        threshold: scores above it, strictly, are kept.
+        threshold: scores above it, strictly, are kept; several are those of the labels.
         names: a name per label.
         hidden_labels: outputs that are never a class.
         hw: height and width of the picture.
         source: its pixels, kept in `metadata["source_image"]`; None leaves them out.
         mask_format: see `rfdetr.inference.masks`.
     """
-    keep = found["scores"] > threshold
+    limits = torch.as_tensor(threshold, device=found["scores"].device)
+    keep = found["scores"] > (limits[found["labels"]] if limits.ndim else limits)
     for hidden in hidden_labels:
         keep &= found["labels"] != hidden
     kept = {name: value[keep].cpu() for name, value in found.items()}

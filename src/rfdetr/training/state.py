@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ BEST_FILES = {"regular": "checkpoint_best_regular.pth", "ema": "checkpoint_best_
 BEST_TOTAL = "checkpoint_best_total.pth"
 LAST = "checkpoint.pth"
 LOGS = ("log.txt", "metrics.csv")
+OF_A_RUN = (*BEST_FILES.values(), BEST_TOTAL, LAST, *LOGS, "results.json", "metrics_plot.png", "training_config.json")
+OF_A_RUN += ("dataset_grids", "broken_batches", "dataset_check.json", "bad_pictures.txt")
 
 
 @dataclass
@@ -252,11 +255,10 @@ def resume_generators(checkpoint: Checkpoint, processes: Processes) -> list[str]
     return []
 
 
-def set_aside(folder: Path) -> Path | None:
-    """Move the files of an earlier run to a folder of their own, so that none is lost or taken for the new run's."""
-    names = (*BEST_FILES.values(), BEST_TOTAL, LAST, *LOGS, "results.json", "metrics_plot.png", "training_config.json")
-    names += ("dataset_grids", "broken_batches")
-    left = [path for path in (*(folder / name for name in names), *_numbered(folder)) if path.exists()]
+def set_aside(folder: Path, names: Sequence[str] = OF_A_RUN) -> Path | None:
+    """Move the files of an earlier run, or some others, to a folder of their own, so that none is lost or mistaken."""
+    numbered = _numbered(folder) if names is OF_A_RUN else []
+    left = [path for path in (*(folder / name for name in names), *numbered) if path.exists()]
     if not left:
         return None
     number = 1
