@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -199,6 +198,7 @@ class RFDETR:
         """
         from rfdetr.export import onnx
         from rfdetr.export.graph import ExportGraph
+        from rfdetr.export.metadata import to_metadata
 
         config = self.model.config
         if config.segmentation_head or config.use_grouppose_keypoints:
@@ -208,19 +208,13 @@ class RFDETR:
             raise ValueError(f"shape=({height}, {width}): exports are square in this release")
         path = Path(output_dir).expanduser() / f"{output_name}.onnx"
         path.parent.mkdir(parents=True, exist_ok=True)
-        metadata = {
-            "class_names": json.dumps(self.class_names),
-            "resolution": str(height),
-            "mean": json.dumps(self.means),
-            "std": json.dumps(self.stds),
-        }
         onnx.write(
             ExportGraph(self.model.model, height),
             path,
             side=height,
             batch_size=batch_size,
             opset=opset_version,
-            metadata=metadata,
+            metadata=to_metadata(self.model, height),
         )
         return path
 
