@@ -1,11 +1,14 @@
-"""The command line: `rfdetr demo`."""
+"""The command line: `rfdetr demo`, `check`, `evaluate`, `pack`."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import rfdetr
 
@@ -15,6 +18,29 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="rfdetr", description="Real-time detection transformers for your own data.")
     parser.add_argument("--version", action="version", version=f"rfdetr {rfdetr.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    _add_demo(commands)
+    _add_check(commands)
+    _add_evaluate(commands)
+    _add_pack(commands)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code: 0 done, 1 it failed, 2 wrong usage, 130 interrupted."""
+    options = build_parser().parse_args(arguments)
+    # Threads that wait by spinning starve each other when something else uses the cores. It is read when PyTorch loads.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    try:
+        return options.run(options)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"rfdetr: error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("rfdetr: interrupted", file=sys.stderr)
+        return 130
+
+
+def _add_demo(commands: Any) -> None:
     demo = commands.add_parser("demo", help="train, evaluate and show a detector on drawn pictures")
     demo.add_argument(
         "--task",
@@ -27,24 +53,150 @@ def build_parser() -> argparse.ArgumentParser:
     )
     demo.add_argument("--output", metavar="DIR", default="demo", help="folder to write to (default: %(default)s)")
     demo.add_argument("--epochs", type=int, help="passes over the drawn pictures")
-    return parser
+    demo.set_defaults(run=_demo)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0 done, 1 it failed, 2 wrong usage, 130 interrupted."""
-    options = build_parser().parse_args(arguments)
-    # Threads that wait by spinning starve each other when something else uses the cores. It is read when PyTorch loads.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    try:
-        from rfdetr.demo import run_demo
+def _demo(options: argparse.Namespace) -> int:
+    from rfdetr.demo import run_demo
 
-        run_demo(options.output, weights=options.weights, epochs=options.epochs, task=options.task)
-    except (ValueError, OSError, ImportError) as error:
-        print(f"rfdetr: error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("rfdetr: interrupted", file=sys.stderr)
-        return 130
+    run_demo(options.output, weights=options.weights, epochs=options.epochs, task=options.task)
+    return 0
+
+
+def _add_data(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "dataset", metavar="DATASET", nargs="+", help="folder or data.yaml; several are joined by class name"
+    )
+    command.add_argument(
+        "--dataset-file",
+        choices=["roboflow", "coco", "yolo", "o365", "webdataset"],
+        default="roboflow",
+        help="layout; roboflow looks at the folder (default)",
+    )
+    command.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _add_check(commands: Any) -> None:
+    check = commands.add_parser(
+        "check", help="look through a data set before training", description="Exit code 1: training would not start."
+    )
+    _add_data(check)
+    check.add_argument(
+        "--task",
+        choices=["detect", "segment", "keypoints"],
+        help="what the data is for (default: boxes are checked; --fix writes all there is)",
+    )
+    check.add_argument("--resolution", type=int, default=384, help="side of the network input (default: %(default)s)")
+    check.add_argument("--num-queries", type=int, default=300, help="objects a model can find (default: %(default)s)")
+    check.add_argument("--no-contents", action="store_true", help="do not look for equal pictures, which reads them")
+    check.add_argument("--fix", metavar="OUT", help="write the data set, without what is wrong in it, to a new folder")
+    check.set_defaults(run=_check)
+
+
+def _check(options: argparse.Namespace) -> int:
+    from rfdetr.datasets.examine import examine, richest
+
+    source = _source(options)
+    settings = {"resolution": options.resolution, "num_queries": options.num_queries}
+    examined = examine(source, contents=not options.no_contents, **settings)
+    print(json.dumps(examined.report.as_dict(), indent=1) if options.json else examined.report.text())
+    if not options.fix:
+        return 1 if examined.report.fatal else 0
+    folder = Path(options.fix).expanduser()
+    whole = examine(richest(source) if options.task is None else source, contents=False)
+    is_yolo = bool(whole.splits["train"].normalized.all()) if "train" in whole.splits else False
+    for repair in whole.write(folder, is_yolo):
+        print(f"{repair.kind}: {repair.count} (first: {repair.example})", file=sys.stderr)
+    print(f"the repaired data set is in {folder}", file=sys.stderr)
+    return 0
+
+
+def _source(options: argparse.Namespace) -> Any:
+    from rfdetr.datasets.source import DataSource
+
+    task = {"masks": options.task == "segment", "keypoints": options.task == "keypoints"}
+    return DataSource([Path(path) for path in options.dataset], {}, options.dataset_file, **task)
+
+
+def _add_evaluate(commands: Any) -> None:
+    evaluate = commands.add_parser("evaluate", help="judge a checkpoint or an exported file on a data set")
+    evaluate.add_argument("model", metavar="MODEL", help="checkpoint (.pth) or exported file (.onnx)")
+    _add_data(evaluate)
+    evaluate.add_argument("--split", default="test", help="test, val or train (default: %(default)s)")
+    evaluate.add_argument("--output", metavar="DIR", default="evaluation", help="report (default: %(default)s)")
+    evaluate.add_argument("--no-report", action="store_true", help="print the numbers alone")
+    evaluate.add_argument("--class-names", metavar="A,B", help="what the model calls each class of the data set")
+    evaluate.add_argument("--batch-size", type=int, default=4, help="pictures per step (default: %(default)s)")
+    evaluate.add_argument("--num-workers", type=int, help="processes that load pictures")
+    evaluate.add_argument("--device", help="cpu, cuda, ... (default: what is there)")
+    evaluate.add_argument("--save-thresholds", metavar="FILE", help="write the checkpoint with the best thresholds")
+    evaluate.set_defaults(run=_evaluate)
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    exported = Path(options.model).suffix == ".onnx"
+    if options.save_thresholds and exported:
+        raise ValueError("--save-thresholds writes checkpoints; an exported file keeps the thresholds it has")
+    if options.save_thresholds and Path(options.save_thresholds).expanduser().exists():
+        raise FileExistsError(f"{options.save_thresholds} exists, and nothing is overwritten; name another file")
+    if exported:
+        from rfdetr.export.predictor import ExportedModel
+
+        model: Any = ExportedModel(Path(options.model))
+    else:
+        from rfdetr.detr import from_checkpoint
+
+        model = from_checkpoint(options.model, **({"device": options.device} if options.device else {}))
+    more = {"class_names": options.class_names.split(",")} if options.class_names else {}
+    more |= {"num_workers": options.num_workers} if options.num_workers is not None else {}
+    metrics = model.evaluate(
+        options.dataset,
+        split=options.split,
+        report_dir=None if options.no_report else options.output,
+        dataset_file=options.dataset_file,
+        eval_batch_size=options.batch_size,
+        progress_bar="tqdm" if sys.stderr.isatty() else None,
+        **more,
+    )
+    if options.save_thresholds:
+        from rfdetr.checkpoints.download import find_weights
+        from rfdetr.checkpoints.load import store_thresholds
+
+        target = Path(options.save_thresholds).expanduser()
+        store_thresholds(find_weights(options.model), target, model.model.thresholds)
+    if options.json:
+        print(json.dumps(metrics, indent=1))
+    else:
+        print("\n".join(f"{name:24}{value:8.4f}" for name, value in metrics.items()))
+    return 0
+
+
+def _add_pack(commands: Any) -> None:
+    pack = commands.add_parser("pack", help="pack a data set into tar files, which are trained on as they are")
+    _add_data(pack)
+    pack.add_argument("output", metavar="OUT", help="folder for the tar files")
+    pack.add_argument(
+        "--task", choices=["detect", "segment", "keypoints"], help="what is packed (default: all there is)"
+    )
+    pack.add_argument("--max-shard-mb", type=float, default=500, help="size of a tar file (default: %(default)s)")
+    pack.set_defaults(run=_pack)
+
+
+def _pack(options: argparse.Namespace) -> int:
+    from rfdetr.datasets.annotations import SPLIT_FOLDERS
+    from rfdetr.datasets.examine import richest
+    from rfdetr.datasets.pack import pack
+
+    source = _source(options)
+    source = richest(source) if options.task is None else source
+    train = None
+    for split in SPLIT_FOLDERS:
+        if source.has(split):
+            annotations = source.read(split, train)
+            train = train or annotations
+            for repair in pack(annotations, Path(options.output).expanduser(), split, options.max_shard_mb):
+                print(f"{split}: {repair.kind}: {repair.count} (first: {repair.example})", file=sys.stderr)
+            print(f"{split}: {len(annotations)} pictures")
     return 0
 
 

@@ -234,7 +234,7 @@ class Model:
         if config.batch_size == "auto" and device.type != "cuda":
             raise ValueError(f"batch_size='auto' measures GPU memory, but the device is {device}; give a number")
         join(processes, device.type == "cuda")
-        job = prepare(config, self.config, processes)
+        job = prepare(config, self.config, processes, changes.get("resolution", self.config.resolution))
         if self._trained and job.checkpoint is None:
             self._start_again()
         self._check_classes(job.num_classes)

@@ -51,7 +51,7 @@ METHODS = {
     # method of RFDETR: its parameters
     "predict": "images threshold shape patch_size include_source_image mask_format batch_size",
     "train": "options",
-    "evaluate": "dataset_dir split options",
+    "evaluate": "dataset_dir split report_dir options",
     "from_checkpoint": "path trust_checkpoint options",
     "get_model_config": "options",
     "get_train_config": "options",

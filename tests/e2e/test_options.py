@@ -41,6 +41,7 @@ from rfdetr.config import ModelConfig, TrainConfig
 from rfdetr.datasets import loader as loading
 from rfdetr.datasets.build import build_eval_loader, build_train_loader
 from rfdetr.datasets.layout import read_split
+from rfdetr.datasets.synthetic import draw_dataset
 from rfdetr.main import _device_of
 from rfdetr.models.criterion import Criterion, loss_weights
 from rfdetr.training import auto_batch, finish, launch, run
@@ -212,8 +213,10 @@ def see(folder: Path, data: Path, warns: str = "", **options: Any) -> Seen:
         norms = [p.grad.norm() for group in groups for p in group["params"] if p.grad is not None]
         seen.steps.append(Step(type(optimizer), settings, rates, decays, float(torch.stack(norms).norm())))
 
-    def loader(*given: Any, **named: Any) -> torch.utils.data.DataLoader:
-        made = torch.utils.data.DataLoader(*given, **named)
+    loader_class = loading.Loader
+
+    def loader(*given: Any, **named: Any) -> loading.Loader:
+        made = loader_class(*given, **named)
         names = ("dataset", "sampler", "collate_fn", "batch_size", "num_workers", "persistent_workers")
         about = {name: getattr(made, name) for name in (*names, "prefetch_factor", "pin_memory")}
         seen.loaders.append(SimpleNamespace(**about))
@@ -233,7 +236,7 @@ def see(folder: Path, data: Path, warns: str = "", **options: Any) -> Seen:
             # Drawing takes longer than the training; one run below does it.
             patch.setattr(finish, "plot_history", lambda history, path: path.write_bytes(b"plot"))
             patch.setenv("TERM", "xterm")
-            patch.setattr(loading, "DataLoader", loader)
+            patch.setattr(loading, "Loader", loader)
             patch.setattr(loading.TrainOrder, "min_steps", min_steps)
             for name in ("wandb", "mlflow", "mlflow.entities", "mlflow.tracking", "clearml"):
                 patch.setitem(sys.modules, name, Service(name, seen.services))
@@ -745,6 +748,30 @@ def focal(plain: Seen, other: Seen) -> None:
     assert "ia_bce_loss is an option of the model" in other.warned
 
 
+def unchecked(plain: Seen, other: Seen) -> None:
+    assert plain.files - other.files == {"dataset_check.json"}
+    assert ("pictures   background" in plain.said, "pictures   background" in other.said) == (True, False)
+
+
+def kept_in(folder: str) -> Callable[[Seen, Seen], None]:
+    """The decoded pictures are kept, the run is the same, and nothing stays behind."""
+
+    def check(plain: Seen, other: Seen) -> None:
+        assert [loader.dataset.cache is None for loader in (*plain.loaders[:2], *other.loaders[:2])] == [
+            True,
+            True,
+            False,
+            False,
+        ]
+        for loader in other.loaders[:2]:
+            assert loader.dataset.cache.file.parent == (other.out if folder == "output" else Path(folder))
+            assert loader.dataset.cache.get(0).shape == (64, 80, 3)
+            assert not loader.dataset.cache.file.exists()
+        assert [step.norm for step in plain.steps] == [step.norm for step in other.steps]
+
+    return check
+
+
 # The table
 
 # Checkpoints to look into.
@@ -889,6 +916,9 @@ ROWS = [
     Row("amp_dtype", "bf16", mixed, "S064-N019"),
     # Loading
     Row("num_workers", 1, workers("num_workers", 0, 1), "S050"),
+    Row("check_data", False, unchecked),
+    Row("cache", "ram", kept_in("/dev/shm")),
+    Row("cache", "disk", kept_in("output")),
     Row("persistent_workers", False, workers("persistent_workers", True, False), "S051", {"num_workers": 1}, "workers"),
     Row("prefetch_factor", 3, workers("prefetch_factor", 2, 3), "S051", {"num_workers": 1}, "workers"),
     # Losses
@@ -1002,6 +1032,33 @@ def test_S051_page_locked_batches_are_for_cuda(data: Path) -> None:
             build_eval_loader(config, model, train, on_cuda),
         )
         assert [loader.pin_memory for loader in loaders] == [pinned] * 2
+
+
+@covers("train", "valid", "test")
+def test_splits_are_taken_from_where_they_are_said_to_be(tmp_path: Path, data: Path, seen: Callable[..., Seen]) -> None:
+    plain = seen()
+    for split in ("train", "valid"):
+        shutil.copytree(data / split, tmp_path / "elsewhere" / f"my {split}")
+    places = {"train": [tmp_path / "elsewhere" / "my train"], "valid": str(tmp_path / "elsewhere" / "my valid")}
+    other = see(tmp_path / "out", data, dataset_dir=None, test=data / "test", run_test=True, **places)
+    assert [step.norm for step in plain.steps] == [step.norm for step in other.steps]
+    assert "10 pictures to train on, 4 to validate, 2 to test; 4 classes" in other.said
+    with pytest.raises(ValueError, match="dataset_dir is missing"):
+        TrainConfig()
+
+
+@covers("on_bad_image")
+def test_a_picture_that_cannot_be_decoded(tmp_path: Path) -> None:
+    data = draw_dataset(tmp_path / "data", {"train": 200, "valid": 4}, hw=(64, 80), max_objects=3)
+    bad = sorted((data / "train").glob("*.jpg"))[7]
+    content = bad.read_bytes()
+    bad.write_bytes(content[: len(content) // 2])
+    options = {"batch_size": 100, "min_steps": 2}
+    found = see(tmp_path / "skip", data, **options)
+    assert bad.name in (tmp_path / "skip" / "bad_pictures.txt").read_text()
+    assert f"1 pictures could not be decoded and were left out; they are listed in {tmp_path}" in found.said
+    with pytest.raises(ValueError, match=rf"picture .*{bad.name} cannot be decoded"):
+        see(tmp_path / "error", data, on_bad_image="error", **options)
 
 
 # Devices and processes, asked at the functions that decide
@@ -1515,6 +1572,7 @@ def test_a_run_by_default(seen: Callable[..., Seen]) -> None:
         "checkpoint_best_regular.pth",
         "checkpoint_best_ema.pth",
         "checkpoint_best_total.pth",
+        "dataset_check.json",
         "log.txt",
         "metrics.csv",
         "metrics_plot.png",

@@ -46,6 +46,7 @@ def test_a_run_leaves_the_documented_files(finished: tuple[Any, Path]) -> None:
         "checkpoint_best_regular.pth",
         "checkpoint_best_ema.pth",
         "checkpoint_best_total.pth",
+        "dataset_check.json",
         "log.txt",
         "metrics.csv",
         "metrics_plot.png",
@@ -57,7 +58,8 @@ def test_a_run_leaves_the_documented_files(finished: tuple[Any, Path]) -> None:
 def test_checkpoints_hold_what_they_should(finished: tuple[Any, Path]) -> None:
     last, total = load(finished[1] / "checkpoint.pth"), load(finished[1] / "checkpoint_best_total.pth")
     assert {"model", "optimizer", "lr_scheduler", "epoch", "ema_model", "args", "rng", "best"} <= set(last)
-    assert set(total) == {"model", "args", "model_name", "model_config", "rfdetr_version", "best_total_source"}
+    about = {"args", "model_name", "model_config", "rfdetr_version", "best_total_source", "thresholds"}
+    assert set(total) == {"model", *about}
     assert last["epoch"] == 1
     assert last["lr_scheduler"]["last_epoch"] == last["global_step"] == 10
     assert total["args"]["class_names"] == ["circle", "square", "triangle", "star"]

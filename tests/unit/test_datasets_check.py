@@ -16,6 +16,7 @@ from rfdetr.datasets.check import check
 from rfdetr.datasets.check_report import WIDTH, Finding, Report, SplitCounts
 from rfdetr.datasets.coco import read_coco
 from rfdetr.datasets.layout import read_split
+from rfdetr.datasets.synthetic import draw_dataset
 from rfdetr.datasets.yolo import read_yolo
 
 HEIGHT, WIDTH_PX = 120, 160
@@ -388,3 +389,15 @@ def test_dictionary_is_json_and_holds_everything():
     assert given["findings"][0]["kind"] == "advice kind"
     assert given["findings"][0]["examples"] == ["one", "two"]
     assert given["resolution"] == 384
+
+
+def test_pictures_of_another_size_than_the_file_says_are_told(tmp_path):
+    root = draw_dataset(tmp_path / "d", {"train": 3}, hw=(64, 80))
+    file = root / "train" / "_annotations.coco.json"
+    document = json.loads(file.read_text())
+    document["images"][1] |= {"width": 800, "height": 640}
+    document["images"][2].pop("width")
+    file.write_text(json.dumps(document))
+    found = [f for f in check({"train": read_split(root, "train")}).findings if "another size" in f.kind]
+    assert [(f.severity, f.count) for f in found] == [("warning", 1)]
+    assert document["images"][1]["file_name"] in found[0].examples[0]

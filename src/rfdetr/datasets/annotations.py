@@ -128,6 +128,8 @@ class AnnotationSet:
     """(A, K, 3) float64 x, y and visibility 0, 1 or 2, where keypoints were asked for; x, y as in `boxes_xyxy`."""
     schema: KeypointSchema | None = None
     """What the keypoints are, where they were asked for."""
+    written_sizes: np.ndarray | None = None
+    """(N, 2) float64 height and width as the annotation file says, 0 where it does not; the pictures decide."""
     shards: Shards | None = None
     """Where the pictures lie in tar files, unless each is a file of its own."""
     repairs: tuple[Repair, ...] = field(default=())
@@ -297,6 +299,11 @@ def is_inside(path: Path, folder: Path) -> bool:
     return Path(os.path.normpath(path.absolute())).is_relative_to(os.path.normpath(folder.absolute()))
 
 
+def exists(path: Path) -> bool:
+    """Whether there is such a file or folder; unlike `Path.exists`, no where a name is too long for the system."""
+    return os.path.exists(path)  # noqa: PTH110
+
+
 def list_folder(folder: Path) -> set[str]:
     """Names in a folder; empty if there is no such folder."""
     return {entry.name for entry in os.scandir(folder)} if os.path.isdir(folder) else set()  # noqa: PTH112
@@ -311,7 +318,6 @@ def missing_pictures(root: Path, names: list[str]) -> list[int]:
         if folder not in listings:
             listings[folder] = list_folder(root / folder)
         # File systems may spell a name differently than they accept it (upper case, composed accents).
-        # Only os.path says no, instead of raising, where a name is too long for the system.
-        if base not in listings[folder] and not os.path.exists(root / name):  # noqa: PTH110
+        if base not in listings[folder] and not exists(root / name):
             missing.append(position)
     return missing

@@ -142,6 +142,12 @@ def _part_findings(part: _Part, num_queries: int | None) -> Iterator[Finding]:
         unreadable,
         f"replace or remove them: training leaves them out, but stops if they are more than {MAX_UNREADABLE:.0%}",
     )
+    yield from part.found(
+        "warning",
+        "pictures of another size than the annotation file says",
+        _resized_pictures(part),
+        "the pictures count, not the file: if they were resized or turned after labelling, their boxes are wrong",
+    )
     yield from part.found_rows(
         "warning",
         f"boxes that reach more than {REACH_PX:g} px out of their picture",
@@ -157,6 +163,13 @@ def _part_findings(part: _Part, num_queries: int | None) -> Iterator[Finding]:
     )
     if num_queries is not None:
         yield from _crowded_pictures(part, num_queries)
+
+
+def _resized_pictures(part: _Part) -> np.ndarray:
+    written = part.annotations.written_sizes
+    if written is None:
+        return np.zeros(0, np.int64)
+    return np.flatnonzero(part.readable & written.all(axis=1) & (written != part.annotations.sizes).any(axis=1))
 
 
 def _reaching_rows(part: _Part) -> np.ndarray:

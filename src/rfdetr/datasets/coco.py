@@ -132,6 +132,7 @@ def build(
         outlines=None if outlines is None else outlines.take(rows),
         keypoints=None if places is None else places[order],
         schema=points,
+        written_sizes=np.array(columns.lengths).reshape(-1, 2)[pictures, ::-1],
         shards=None if shards is None else shards.take(pictures),
         repairs=(*faults.repairs, *repairs),
     )

@@ -33,6 +33,7 @@ def merge(sets: Sequence[AnnotationSet], onto: AnnotationSet | None = None) -> A
     name_bytes, name_offsets = pack_names([Path(os.path.relpath(path, root)).as_posix() for path in paths])
     counts = np.concatenate([np.diff(one.offsets) for one in sets])
     schema = _common_schema(sets if onto is None else [onto, *sets], label_of)
+    schema = schema if onto is None else onto.schema
     return AnnotationSet(
         root=root,
         source=Path(" + ".join(str(one.source) for one in sets)),
@@ -48,8 +49,9 @@ def merge(sets: Sequence[AnnotationSet], onto: AnnotationSet | None = None) -> A
         annotation_ids=np.arange(1, counts.sum() + 1),
         normalized=np.concatenate([one.normalized for one in sets]),
         outlines=join_outlines([one.outlines for one in sets if one.outlines is not None]),
-        keypoints=_join_keypoints([one.keypoints for one in sets if one.keypoints is not None]),
+        keypoints=_join_keypoints([one.keypoints for one in sets if one.keypoints is not None], schema),
         schema=schema,
+        written_sizes=np.concatenate([_written_sizes(one) for one in sets]),
         shards=_join_shards(sets),
         repairs=tuple(repair for one in sets for repair in one.repairs),
     )
@@ -88,12 +90,15 @@ def _common_schema(sets: Sequence[AnnotationSet], label_of: dict[str, int]) -> K
         return None
     found: dict[int, tuple] = {}
     for one in sets:
-        for name, shape in _shapes(one).items():
-            if found.setdefault(label_of[name], shape) != shape:
+        # A class that is in none of its objects may be unknown to the train split.
+        for name, shape in ((name, shape) for name, shape in _shapes(one).items() if name in label_of):
+            first = found.setdefault(label_of[name], shape)
+            if first[0] != shape[0]:
                 raise ValueError(
                     f"{one.source}: '{name}' has the keypoints {list(shape[0])}, but in another data set "
-                    f"{list(found[label_of[name]][0])}; data sets are joined by name, so these have to be the same"
+                    f"{list(first[0])}; data sets are joined by name, so these have to be the same"
                 )
+            found[label_of[name]] = (first[0], first[1] or shape[1])  # only some formats know the lines
     pairs = {one.schema.flip_pairs for one in sets if one.schema is not None}
     by_label = dict(sorted(found.items()))
     return KeypointSchema(
@@ -114,6 +119,10 @@ def _shapes(one: AnnotationSet) -> dict[str, tuple]:
     return {name_of[label]: (names, own) for label, names, own in shapes}
 
 
+def _written_sizes(one: AnnotationSet) -> np.ndarray:
+    return np.zeros((len(one), 2)) if one.written_sizes is None else one.written_sizes
+
+
 def join_outlines(parts: Sequence[Outlines]) -> Outlines | None:
     """The rows of all, one after the other."""
     if not parts:
@@ -132,11 +141,12 @@ def _join_offsets(parts: Sequence[np.ndarray]) -> np.ndarray:
     return np.append(0, np.cumsum(np.concatenate([np.diff(part) for part in parts])))
 
 
-def _join_keypoints(parts: Sequence[np.ndarray]) -> np.ndarray | None:
-    if not parts:
+def _join_keypoints(parts: Sequence[np.ndarray], schema: KeypointSchema | None) -> np.ndarray | None:
+    if not parts or schema is None:
         return None
-    widest = max(part.shape[1] for part in parts)
-    return np.concatenate([np.pad(part, ((0, 0), (0, widest - part.shape[1]), (0, 0))) for part in parts])
+    widest = max(schema.counts)  # more has only a class without objects that the train split does not have
+    cut = [part[:, :widest] for part in parts]
+    return np.concatenate([np.pad(part, ((0, 0), (0, widest - part.shape[1]), (0, 0))) for part in cut])
 
 
 def _join_shards(sets: Sequence[AnnotationSet]) -> Shards | None:

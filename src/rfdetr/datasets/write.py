@@ -41,13 +41,13 @@ def write_coco(splits: Mapping[str, AnnotationSet], folder: Path) -> list[Repair
         FileExistsError: the folder holds something.
     """
     _require_empty(folder)
-    lost = _Lost()
-    categories = _coco_categories(next(iter(splits.values())), lost)
+    lost = Lost()
+    categories = coco_categories(next(iter(splits.values())), lost)
     for split, written in splits.items():
-        pictures = _Pictures(written, in_yolo=False)
+        pictures = Pictures(written, in_yolo=False)
         if pictures.indices:
             pictures.place(folder / split)
-            document = {**_coco_document(split, written, pictures, lost), "categories": categories}
+            document = {**coco_document(split, written, pictures, lost), "categories": categories}
             (folder / split / ROBOFLOW_FILE).write_text(json.dumps(document), encoding="utf-8")
     return lost.repairs()
 
@@ -60,11 +60,11 @@ def write_yolo(splits: Mapping[str, AnnotationSet], folder: Path) -> list[Repair
     import yaml
 
     _require_empty(folder)
-    lost = _Lost()
+    lost = Lost()
     first = next(iter(splits.values()))
     settings: dict[str, Any] = {}
     for split, written in splits.items():
-        pictures = _Pictures(written, in_yolo=True)
+        pictures = Pictures(written, in_yolo=True)
         if pictures.indices:
             pictures.place(folder / split / "images")
             _write_labels(split, written, pictures, folder / split / "labels", lost)
@@ -75,7 +75,7 @@ def write_yolo(splits: Mapping[str, AnnotationSet], folder: Path) -> list[Repair
     return lost.repairs()
 
 
-class _Lost:
+class Lost:
     """Counts what a format cannot hold, by kind."""
 
     def __init__(self) -> None:
@@ -91,7 +91,7 @@ class _Lost:
 
 
 @dataclass
-class _Pictures:
+class Pictures:
     """The readable pictures of a split and the names they get."""
 
     annotations: AnnotationSet
@@ -172,7 +172,8 @@ def _ids(given: np.ndarray) -> list[int]:
     return given.tolist() if len(np.unique(given)) == len(given) else list(range(1, len(given) + 1))
 
 
-def _coco_categories(annotations: AnnotationSet, lost: _Lost) -> list[dict[str, Any]]:
+def coco_categories(annotations: AnnotationSet, lost: Lost) -> list[dict[str, Any]]:
+    """The `categories` of a COCO file."""
     names = _unique_classes(annotations)
     entries = [
         {"id": category_id, "name": name, "supercategory": "none"}
@@ -193,7 +194,8 @@ def _coco_categories(annotations: AnnotationSet, lost: _Lost) -> list[dict[str, 
     return entries
 
 
-def _coco_document(split: str, annotations: AnnotationSet, pictures: _Pictures, lost: _Lost) -> dict[str, Any]:
+def coco_document(split: str, annotations: AnnotationSet, pictures: Pictures, lost: Lost) -> dict[str, Any]:
+    """The `images` and `annotations` of a COCO file."""
     image_ids, sizes = _ids(annotations.image_ids), annotations.sizes.tolist()
     images = [
         {"id": image_ids[i], "file_name": name, "height": sizes[i][0], "width": sizes[i][1]}
@@ -228,7 +230,7 @@ def _coco_annotations(annotations: AnnotationSet, image_ids: list[int]) -> dict[
     return {row: {key: values[row] for key, values in columns.items()} for row in np.flatnonzero(keep).tolist()}
 
 
-def _add_segmentations(split: str, annotations: AnnotationSet, entries: dict[int, dict[str, Any]], lost: _Lost) -> None:
+def _add_segmentations(split: str, annotations: AnnotationSet, entries: dict[int, dict[str, Any]], lost: Lost) -> None:
     """Polygons or runs; the box where there is neither, as a YOLO reader takes it."""
     outlines = annotations.outlines
     assert outlines is not None
@@ -267,7 +269,7 @@ def _add_keypoints(
             entry["num_keypoints"] = int((places[row, :count, 2] > 0).sum())
 
 
-def _yolo_keypoints(annotations: AnnotationSet, lost: _Lost) -> dict[str, Any]:
+def _yolo_keypoints(annotations: AnnotationSet, lost: Lost) -> dict[str, Any]:
     """The entries of data.yaml that tell what the keypoints are; YOLO has equally many for all classes."""
     schema = annotations.schema
     if schema is None:
@@ -288,7 +290,7 @@ def _yolo_keypoints(annotations: AnnotationSet, lost: _Lost) -> dict[str, Any]:
     return settings | {"flip_idx": order.tolist()}
 
 
-def _write_labels(split: str, annotations: AnnotationSet, pictures: _Pictures, folder: Path, lost: _Lost) -> None:
+def _write_labels(split: str, annotations: AnnotationSet, pictures: Pictures, folder: Path, lost: Lost) -> None:
     """A label file for every picture, empty for background."""
     index = annotations.image_index
     clamped, usable = usable_boxes(annotations)
@@ -325,13 +327,17 @@ def _yolo_places(annotations: AnnotationSet, scale: np.ndarray) -> np.ndarray | 
     return places
 
 
-def _yolo_polygon(
-    outlines: Outlines | None, row: int, scale: np.ndarray, where: str, lost: _Lost
-) -> list[float] | None:
+def _yolo_polygon(outlines: Outlines | None, row: int, scale: np.ndarray, where: str, lost: Lost) -> list[float] | None:
     """The polygons of a row as one, as fractions x1, y1, x2, y2, ...; None if there are none."""
     if outlines is None:
         return None
     rings = [ring / (1 if outlines.normalized[row] else scale) for ring in _rings(outlines, row)]
+    if (
+        len(rings) == 1
+        and len(rings[0]) == 4
+        and all(np.isin(side, (side.min(), side.max())).all() for side in rings[0].T)
+    ):
+        return None  # a box, which is what it was read from
     rings = [ring.clip(0, 1).round(DIGITS) for ring in rings]
     rings = [ring for ring in rings if np.ptp(ring, axis=0).all()]
     if not rings:

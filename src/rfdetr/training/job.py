@@ -13,6 +13,7 @@ from rfdetr.checkpoints.save import plain
 from rfdetr.config import ModelConfig, TrainConfig
 from rfdetr.datasets.annotations import AnnotationSet
 from rfdetr.datasets.build import check_flip_pairs
+from rfdetr.datasets.check import Report, check
 from rfdetr.datasets.source import DataSource
 from rfdetr.evaluation.oks import KeypointClasses, warn_of_guess
 from rfdetr.evaluation.split import truth_has_outlines, truth_has_points
@@ -37,6 +38,8 @@ class Job:
     class_names: list[str]
     seed: int
     checkpoint: Checkpoint | None
+    report: Report | None = None
+    """What the check of the data found; only the first process has it."""
 
     @property
     def raw_labels(self) -> list[int] | None:
@@ -51,8 +54,11 @@ class Job:
         return self.train.categories.num_classes
 
 
-def prepare(config: TrainConfig, model: ModelConfig, processes: Processes) -> Job:
+def prepare(config: TrainConfig, model: ModelConfig, processes: Processes, resolution: int) -> Job:
     """Read and check everything that can be checked before time is spent.
+
+    Args:
+        resolution: that of the run.
 
     Raises:
         FileNotFoundError, ValueError: what is wrong, by name.
@@ -83,6 +89,7 @@ def prepare(config: TrainConfig, model: ModelConfig, processes: Processes) -> Jo
         KeypointClasses.of(train.schema.counts, config.keypoint_oks_sigmas)
         warn_of_guess(train.schema.counts, config.keypoint_oks_sigmas)
         check_flip_pairs(config.keypoint_flip_pairs, train.schema, train.source)
+    report = _check_data(config, model, processes, {"train": train, "valid": valid, "test": test}, resolution)
     names = _class_names(config, train)
     if checkpoint is not None and names != checkpoint.class_names and sorted(names) == sorted(checkpoint.class_names):
         raise ValueError(
@@ -91,7 +98,31 @@ def prepare(config: TrainConfig, model: ModelConfig, processes: Processes) -> Jo
         )
     Path(config.output_dir).mkdir(parents=True, exist_ok=True)
     seed = processes.share(secrets.randbelow(2**31) if config.seed is None else config.seed)
-    return Job(train, valid, test, names, seed, checkpoint)
+    return Job(train, valid, test, names, seed, checkpoint, report)
+
+
+def _check_data(
+    config: TrainConfig,
+    model: ModelConfig,
+    processes: Processes,
+    splits: dict[str, AnnotationSet | None],
+    resolution: int,
+) -> Report | None:
+    """Log what the data set looks like.
+
+    Raises:
+        ValueError: training could not go on with it.
+    """
+    report, wrong = None, ""
+    if config.check_data and processes.is_first:
+        there = {name: split for name, split in splits.items() if split is not None}
+        report = check(there, resolution=resolution, block=model.block_size, num_queries=model.num_queries)
+        wrong = report.text() if report.fatal else ""
+    if wrong := processes.share(wrong):
+        raise ValueError(f"the data set cannot be trained on\n{wrong}")
+    if report is not None:
+        logger.info("%s", report.text())
+    return report
 
 
 def source_of(config: TrainConfig, model: ModelConfig) -> DataSource:

@@ -131,6 +131,8 @@ def _open(this: Run) -> None:
         # It tells a finished run from one that is going on.
         (folder / "results.json").unlink(missing_ok=True)
     files.write_json(folder / "training_config.json", record(this))
+    if this.job.report is not None:
+        files.write_json(folder / "dataset_check.json", this.job.report.as_dict())
     this.text = TextLog(folder, **json.loads(this.history or "{}"))
     this.sinks = [this.text, *open_sinks(folder, config, this.state.epoch)]
     if config.train_log_on_step:
