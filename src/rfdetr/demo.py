@@ -125,7 +125,8 @@ def run_demo(output: str | Path, weights: str | None = None, epochs: int | None 
     saved = folder / "run" / "checkpoint_best_total.pth"
     print(f"demo: loading {saved} and judging it on the pictures it has never seen")
     loaded = from_checkpoint(saved)
-    metrics = loaded.evaluate(folder / "data", split="test", num_workers=0, batch_size=16, **what.judging)
+    judging = {"report_dir": folder / "report", "num_workers": 0, "batch_size": 16, **what.judging}
+    metrics = loaded.evaluate(folder / "data", split="test", **judging)
     sheet = show_predictions(loaded, folder / "data", folder / "pictures")
     minutes, seconds = divmod(round(time.monotonic() - started), 60)
     score = metrics[f"test/{what.column}"]
