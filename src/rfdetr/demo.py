@@ -125,7 +125,7 @@ def run_demo(output: str | Path, weights: str | None = None, epochs: int | None 
     saved = folder / "run" / "checkpoint_best_total.pth"
     print(f"demo: loading {saved} and judging it on the pictures it has never seen")
     loaded = from_checkpoint(saved)
-    judging = {"report_dir": folder / "report", "num_workers": 0, "batch_size": 16, **what.judging}
+    judging: dict[str, Any] = {"report_dir": folder / "report", "num_workers": 0, "batch_size": 16, **what.judging}
     metrics = loaded.evaluate(folder / "data", split="test", **judging)
     sheet = show_predictions(loaded, folder / "data", folder / "pictures")
     minutes, seconds = divmod(round(time.monotonic() - started), 60)

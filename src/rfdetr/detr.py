@@ -162,8 +162,8 @@ class RFDETR:
             dataset_dir: a data set, or several that are joined by the names of their classes.
             split: "test", "val" or "train"; it is the prefix of the returned names, such as "test/mAP_50_95".
             report_dir: folder for `report.html`, `results.json`, plots and the worst pictures.
-            options: fields of `TrainConfig`; `class_names` is what the model calls each class of the data set. Those
-                that concern training alone have no effect.
+            options: fields of `TrainConfig`, and `resolution` for this call alone; `class_names` is what the model
+                calls each class of the data set. Those that concern training alone have no effect.
 
         Raises:
             ValueError: the data set has classes that the model does not know by name.
@@ -171,8 +171,9 @@ class RFDETR:
         """
         from rfdetr.training.judge import evaluate_split
 
+        resolution = {name: options.pop(name, None) for name in (*CHANGES, "callbacks")}["resolution"]
         config = self.get_train_config(dataset_dir=dataset_dir, **options)
-        return evaluate_split(self.model, config, split, report_dir)
+        return evaluate_split(self.model, config, split, report_dir, resolution)
 
     def export(
         self,

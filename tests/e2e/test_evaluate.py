@@ -264,3 +264,16 @@ def test_the_columns_are_those_of_training(judged: tuple[Any, Path, dict[str, fl
     stats = {"coco_eval_bbox": [0.0] * 12}
     further = {"mAP_small", "mAP_medium", "mAP_large", "F1", "precision", "recall", "best_threshold", "duplicate_rate"}
     assert {name.removeprefix("val/") for name in judged[2]} == set(precision_columns(stats)) | further
+
+
+def test_a_resolution_counts_for_one_evaluation(judged: tuple[Any, Path, dict[str, float]]) -> None:
+    model, data, metrics = judged
+    seen: list[tuple[int, ...]] = []
+    handle = model.model.model.register_forward_pre_hook(lambda module, given: seen.append(tuple(given[0].shape[2:])))
+    other = model.evaluate(data, split="val", num_workers=0, resolution=96)
+    assert set(seen) == {(96, 96)}
+    assert other != metrics
+    assert model.evaluate(data, split="val", num_workers=0) == metrics
+    handle.remove()
+    with pytest.raises(ValueError, match="resolution=100 is not divisible by 32"):
+        model.evaluate(data, split="val", resolution=100)

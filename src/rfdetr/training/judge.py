@@ -18,6 +18,7 @@ from rfdetr.datasets.annotations import AnnotationSet
 from rfdetr.datasets.batch import collate
 from rfdetr.datasets.build import build_eval_loader
 from rfdetr.datasets.decode import decode_bytes
+from rfdetr.datasets.loader import Pictures
 from rfdetr.datasets.merge import with_labels
 from rfdetr.engine import evaluate, shares, split_evaluation
 from rfdetr.evaluation.analysis import Analysis, analyse
@@ -28,6 +29,7 @@ from rfdetr.evaluation.report import write_report
 from rfdetr.evaluation.split import SplitEvaluation
 from rfdetr.extras import require
 from rfdetr.log import logger
+from rfdetr.options import check_resolution
 from rfdetr.training.job import check_use, source_of
 from rfdetr.training.metrics import precision_columns
 from rfdetr.training.progress import Progress
@@ -67,11 +69,16 @@ class Judged(Protocol):
 
 
 def evaluate_split(
-    model: Judged, config: TrainConfig, split: str, report_dir: str | Path | None = None
+    model: Judged,
+    config: TrainConfig,
+    split: str,
+    report_dir: str | Path | None = None,
+    resolution: int | None = None,
 ) -> dict[str, float]:
     """Metrics of a model on one split, named `<split>/<metric>`; its `thresholds` are those of this split then.
 
     Args:
+        resolution: side of the network input, for this evaluation alone; None is the model's.
         report_dir: folder for `results.json`, plots, pictures and `report.html`.
 
     Raises:
@@ -81,6 +88,8 @@ def evaluate_split(
     if split not in SPLITS:
         raise ValueError(f"split={split!r} is not known; choose one of train, val, test")
     check_use(config, model.config)
+    side = check_resolution(resolution or model.config.resolution, model.config.block_size)
+    settings = model.config.with_values({"resolution": side})
     folder = None if report_dir is None else _report_folder(Path(report_dir).expanduser())
     annotations = read_for(model, config, SPLITS[split])
     if annotations.schema is not None:
@@ -88,7 +97,7 @@ def evaluate_split(
     module = model.ready()
     device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
     runtime = Runtime(device, torch.float16 if config.fp16_eval else None)
-    loader = build_eval_loader(config, model.config, annotations, device.type == "cuda", keep_workers=False)
+    loader = build_eval_loader(config, settings, annotations, device.type == "cuda", keep_workers=False)
     evaluation = split_evaluation(annotations, config, across_classes=True)
     shared: dict[str, Any] = {"runtime": runtime, "progress": Progress(config.progress_bar), "evaluation": evaluation}
     stats, _ = evaluate(module, None, model.postprocess, loader, annotations, device, config, **shared)
@@ -96,8 +105,8 @@ def evaluate_split(
     main = analyses.get("masks", analyses["boxes"])
     model.thresholds = main.thresholds
     if folder is not None:
-        worst = _worst(model, config, module, runtime, annotations, main)
-        page = write_report(folder, analyses, _facts(model, config, split, annotations, main), worst)
+        worst = _worst(model, config, runtime, loader.dataset, evaluation, main)
+        page = write_report(folder, analyses, _facts(settings, config, split, annotations, main), worst)
         logger.info("the report is in %s", page)
     return {f"{split}/{name}": value for name, value in _metrics(stats, main).items()}
 
@@ -122,9 +131,8 @@ def _report_folder(folder: Path) -> Path:
 
 
 def _facts(
-    model: Judged, config: TrainConfig, split: str, annotations: AnnotationSet, main: Analysis
+    settings: ModelConfig, config: TrainConfig, split: str, annotations: AnnotationSet, main: Analysis
 ) -> dict[str, str | float]:
-    settings = model.config
     return {
         "model": f"{settings.model_name or 'a network'} at {settings.resolution} px",
         "weights": str(settings.pretrain_weights or "in memory"),
@@ -138,14 +146,18 @@ def _facts(
 
 
 def _worst(
-    model: Judged, config: TrainConfig, module: nn.Module, runtime: Runtime, annotations: AnnotationSet, main: Analysis
+    model: Judged,
+    config: TrainConfig,
+    runtime: Runtime,
+    pictures: Pictures,
+    evaluation: SplitEvaluation,
+    main: Analysis,
 ) -> Iterator[WorstPicture]:
     """The pictures with most errors, each detected in once more and judged alone, at the thresholds of all."""
-    loader = build_eval_loader(config, model.config, annotations, runtime.device.type == "cuda", keep_workers=False)
-    truth = main.evaluator.ground_truth
+    module, annotations, truth = model.ready(), evaluation.annotations, evaluation.truth
     for errors in main.worst(SHOWN):
         index = errors.image_index
-        samples, targets = runtime.to_device(collate([loader.dataset[index]], model.config.block_size))
+        samples, targets = runtime.to_device(collate([pictures[index]], model.config.block_size))
         with evaluating(module), runtime.autocast():
             outputs = module(samples.tensors, samples.mask, last_only=True, whole_masks=False)
             (found,) = model.postprocess(outputs, targets[0]["orig_size"][None], enlarge_masks=False)
