@@ -198,25 +198,33 @@ def prepare_loader(folder: str, workers: int) -> dict:
 
 
 def our_loader(options, config):
+    from rfdetr.datasets.build import build_train_loader
     from rfdetr.datasets.layout import read_split
-    from rfdetr.datasets.loader import Pictures, TrainOrder, make_loader
-    from rfdetr.datasets.transforms import TrainTransform, multi_scale_sizes
+    from rfdetr.datasets.loader import TrainOrder
 
     annotations = read_split(Path(options.dataset_dir), "train")
-    largest = multi_scale_sizes(config.resolution, config.block_size)[-1]
-    pictures = Pictures(annotations, TrainTransform((largest,)))
-    order = TrainOrder(len(annotations), options.batch_size, 0)
-    return make_loader(pictures, batch_size=options.batch_size, order=order, num_workers=options.num_workers)
+    return build_train_loader(options, config, annotations, TrainOrder(len(annotations), options.batch_size, 0), False)
+
+
+def cpu_seconds() -> float:
+    """CPU seconds so far of this process, of its children, and of those that have ended (Linux)."""
+    tick, own = os.sysconf("SC_CLK_TCK"), os.times()
+    total = own.user + own.system + own.children_user + own.children_system
+    for listed in Path("/proc/self/task").glob("*/children"):
+        for child in listed.read_text().split():
+            with contextlib.suppress(FileNotFoundError):
+                fields = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()
+                total += sum(map(int, fields[11:15])) / tick
+    return total
 
 
 def loader(workers: int) -> dict:
     """Seconds per picture over one epoch; CPU seconds include the loading processes."""
-    before, started, count = os.times(), time.perf_counter(), 0
+    before, started, count = cpu_seconds(), time.perf_counter(), 0
     for batch in state["loader", workers]:
         count += len(batch[1])
-    after = os.times()
-    cpu = sum(after[i] - before[i] for i in range(4))
-    return {"wall": (time.perf_counter() - started) / count, "cpu": cpu / count, "pictures": count}
+    wall, cpu = time.perf_counter() - started, cpu_seconds() - before
+    return {"wall": wall / count, "cpu": cpu / count, "pictures": count}
 
 
 def main() -> None:

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from rfdetr.datasets import decode as module
-from rfdetr.datasets.decode import decode, decode_bytes
+from rfdetr.datasets.annotations import picture_size
+from rfdetr.datasets.decode import decode, decode_bytes, decode_reduced, reduced
 
 
 def picture(height: int = 13, width: int = 17) -> Image.Image:
@@ -94,3 +95,51 @@ def test_a_picture_that_would_fill_the_memory_is_refused(monkeypatch):
 def test_pixels_can_be_written_to():
     for kind in ("PNG", "JPEG"):
         assert decode_bytes(encoded(picture(), kind), "x").flags.writeable
+
+
+# A JPEG of an odd size too: what is decoded must not depend on which of the two decoders is there.
+@pytest.mark.parametrize("hw", [(400, 600), (401, 603), (398, 605), (17, 23)])
+@pytest.mark.parametrize("factor", [1, 2, 4, 8])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_a_reduced_jpeg_is_the_same_in_both_decoders(hw, factor, mode, monkeypatch):
+    noise = np.random.default_rng(0).integers(0, 256, (*hw, 3), np.uint8)
+    blocks = Image.fromarray(noise).resize((9, 7), Image.Resampling.BOX).resize(hw[::-1], Image.Resampling.BICUBIC)
+    for image in (Image.fromarray(noise), blocks):
+        for options in ({"quality": 90}, {"subsampling": 0}, {"progressive": True, "subsampling": 2}):
+            data = encoded(image.convert(mode), "JPEG", **options)
+            fast, fast_hw = decode_reduced(data, "x", lambda _: factor)
+            with monkeypatch.context() as patch:
+                patch.setattr(module, "_turbo", lambda: None)
+                plain, plain_hw = decode_reduced(data, "x", lambda _: factor)
+            assert fast_hw == plain_hw == hw
+            assert fast.shape == plain.shape == (*reduced(hw, factor), 3)
+            assert np.array_equal(fast, plain)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_a_reduced_picture_is_the_mean_of_its_blocks(kind):
+    rows, columns = np.mgrid[:60, :80]
+    smooth = np.stack([rows * 4, columns * 3, rows + columns], axis=2).astype(np.uint8)
+    data = encoded(Image.fromarray(smooth), kind, **({"quality": 98, "subsampling": 0} if kind == "JPEG" else {}))
+    for factor in (1, 2, 4):
+        found, _ = decode_reduced(data, "x", lambda _, factor=factor: factor)
+        means = smooth.reshape(60 // factor, factor, 80 // factor, factor, 3).mean(axis=(1, 3))
+        assert np.abs(found - means).max() <= (4 if kind == "JPEG" else 1)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP"])
+def test_damaged_bytes_are_a_picture_or_an_error_with_the_name(kind):
+    rng = np.random.default_rng(3)
+    data = np.frombuffer(encoded(picture(40, 50), kind), np.uint8)
+    for _ in range(150):
+        damaged = data.copy()
+        places = rng.integers(0, min(len(data), 10 ** int(rng.integers(1, 5))), int(rng.integers(1, 6)))
+        damaged[places] = rng.integers(0, 256, len(places))
+        damaged = damaged[: rng.integers(1, len(data))] if rng.random() < 0.2 else damaged
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                assert decode_bytes(damaged.tobytes(), "some.pic").ndim == 3
+            except ValueError as error:
+                assert "some.pic" in str(error)
+            picture_size(io.BytesIO(damaged.tobytes()))

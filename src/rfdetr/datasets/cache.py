@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import shutil
 import tempfile
+import weakref
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 SHARED_MEMORY = Path("/dev/shm")
+CONTAINER = Path("/sys/fs/cgroup")
 # Here the file needs no name once it is open, so that it vanishes even with a process that is killed.
 OPEN_FILES = Path("/proc/self/fd")
 
@@ -65,11 +68,12 @@ class PictureCache:
         self.file.unlink(missing_ok=True)
 
     def _open(self, file: Path) -> None:
-        self._handle = file.open("r+b")
-        self._content = np.memmap(self._handle, np.uint8, "r+", shape=(self.num_bytes,))
+        self._handle = os.open(file, os.O_RDWR)
+        weakref.finalize(self, os.close, self._handle)
+        self._content = np.frombuffer(mmap.mmap(self._handle, self.num_bytes), np.uint8)
 
     def __getstate__(self) -> dict[str, Any]:
-        there = Path(f"/proc/{os.getpid()}/fd/{self._handle.fileno()}")
+        there = Path(f"/proc/{os.getpid()}/fd/{self._handle}")
         return {"sizes": self.sizes, "starts": self.starts, "file": self.file, "there": there}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -104,8 +108,12 @@ def _reserve(descriptor: int, file: Path, size: int) -> None:
 
 
 def _free_memory() -> int:
-    """Bytes of memory that programs can still take."""
+    """Bytes of memory that programs can still take, also within the limit of a container."""
+    free = 2**63
     with contextlib.suppress(OSError, ValueError, StopIteration):
         lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
-        return 1024 * int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1])
-    return 2**63
+        free = 1024 * int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1])
+    with contextlib.suppress(OSError, ValueError):  # "max" is no limit
+        limit, used = (int((CONTAINER / name).read_text()) for name in ("memory.max", "memory.current"))
+        free = min(free, limit - used)
+    return free

@@ -78,7 +78,8 @@ class Segmentations:
         lengths, row_rings = np.asarray(self.ring_lengths), np.asarray(self.row_rings)
         ring_row = np.repeat(np.arange(len(row_rings) - 1), np.diff(row_rings))
         numbers = np.asarray(self.numbers)
-        nonsense = np.repeat(ring_row, lengths)[~(np.abs(numbers) <= FARTHEST_PX)]
+        nowhere = np.flatnonzero(~((numbers >= -FARTHEST_PX) & (numbers <= FARTHEST_PX)))
+        nonsense = ring_row[np.searchsorted(np.cumsum(lengths), nowhere, side="right")]
         usable = np.ones(len(rows), bool)
         for what, bad in (
             ("that cannot be read", np.fromiter(self.unreadable, np.int64)),
@@ -105,7 +106,7 @@ class Segmentations:
         long = (lengths >= 6) & (lengths % 2 == 0)
         kept = np.append(0, np.cumsum(long))
         rings = np.append(0, np.cumsum(lengths[long] // 2))
-        points = numbers[np.repeat(long, lengths)].reshape(-1, 2)
+        points = (numbers if long.all() else numbers[np.repeat(long, lengths)]).reshape(-1, 2)
         pixels = np.zeros(len(row_rings) - 1, bool)
         return Outlines(points, rings, kept[row_rings], np.asarray(self.runs), np.asarray(self.row_runs), pixels)
 

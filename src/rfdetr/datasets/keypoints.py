@@ -10,7 +10,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-
 MOST_KEYPOINTS = 10_000  # a wrong digit in a description must not fill the memory
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import gc
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
@@ -176,6 +177,7 @@ class BadPictures:
 class Loader(DataLoader):
     """A loader of `(NestedTensor, targets)` that knows which pictures it had to leave out."""
 
+    dataset: Pictures  # pyrefly: ignore[bad-override-mutable-attribute]
     bad: BadPictures
 
     def __iter__(self) -> Iterator[Batch]:  # pyrefly: ignore[bad-override]
@@ -242,10 +244,12 @@ class EvalOrder(Sampler[int]):
         return iter(self.positions)
 
 
-def leave_signals(worker: int) -> None:
-    """Let the process that trains decide what a signal means; a loading process goes on until it is told to end."""
+def start_worker(worker: int) -> None:
+    """Set up a loading process: what a signal means is for the process that trains; its memory stays shared."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # A collection would write to every object that came with the fork, and so copy the pages that are shared.
+    gc.freeze()
 
 
 def make_loader(
@@ -273,7 +277,7 @@ def make_loader(
         pin_memory=pin_memory,
         persistent_workers=workers > 0 and (persistent_workers is None or persistent_workers),
         prefetch_factor=(prefetch_factor or 2) if workers else None,
-        worker_init_fn=leave_signals if workers else None,
+        worker_init_fn=start_worker if workers else None,
         # A generator of its own: loading must not move the random numbers of the network.
         generator=own,
     )

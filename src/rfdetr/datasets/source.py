@@ -61,7 +61,13 @@ class DataSource:
         places = self._places(split)
         counts = None if isinstance(schema, KeypointSchema) or len(places) > 1 else schema
         parts = [read_place(place, split, schema=counts, **asked) for place in places]
-        return parts[0] if len(parts) == 1 and train is None else merge(parts, train)
+        joined = parts[0] if len(parts) == 1 and train is None else merge(parts, train)
+        if train is None and schema and joined.schema is not None and tuple(joined.schema.counts) != tuple(schema):
+            raise ValueError(
+                f"num_keypoints_per_class={list(schema)}, but the classes of {joined.source} have "
+                f"{list(joined.schema.counts)} keypoints; leave the option out to take those"
+            )
+        return joined
 
     def _places(self, split: str) -> list[Place]:
         around = self.roots[0] if self.roots else None

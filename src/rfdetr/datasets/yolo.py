@@ -17,6 +17,7 @@ from rfdetr.datasets.annotations import (
     Categories,
     Repair,
     clamp_boxes,
+    exists,
     has_extent,
     is_inside,
     list_folder,
@@ -123,7 +124,7 @@ def _load_yaml(file: Path) -> dict[str, Any]:
         settings = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ValueError(f"{file} is not valid YAML: {error}") from None
-    except (RecursionError, TypeError, ValueError, OverflowError) as error:  # also what looks like a date and is none
+    except Exception as error:  # PyYAML lets through whatever a value like a wrong date raises in its constructor
         raise ValueError(f"{file} holds a value that cannot be read: {error}") from None
     if not isinstance(settings, dict):
         raise ValueError(f"{file} holds a {type(settings).__name__}; it has to be a mapping with at least 'names'")
@@ -189,10 +190,10 @@ def _resolve(entry: str, yaml_file: Path, settings: dict[str, Any]) -> Path | No
     """
     root = yaml_file.parent
     declared_base = Path(str(settings.get("path") or "."))
-    base = root / declared_base if (root / declared_base).is_dir() else root
+    base = root / declared_base if os.path.isdir(root / declared_base) else root  # noqa: PTH112 - see `exists`
     path = Path(os.path.normpath(base / entry))
     allowed = Path(entry).is_absolute() or is_inside(path, base if declared_base.is_absolute() else root)
-    if allowed and path.exists():
+    if allowed and exists(path):
         return path
     reason = "absent" if allowed else "outside the data set"
     _logger.info("%s: '%s' is %s; trying the usual folders", yaml_file, entry, reason)
