@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from rfdetr.datasets.annotations import AnnotationSet
 from rfdetr.datasets.keypoints import KeypointSchema, Wanted
 from rfdetr.datasets.layout import Place, find_given, find_split, read_place, read_split
@@ -59,14 +61,11 @@ class DataSource:
             return read_split(self.roots[0], split, self.dataset_file, categories, schema=schema, **asked)
         # Ids of different files say nothing about each other, so that their classes meet by name.
         places = self._places(split)
-        counts = None if isinstance(schema, KeypointSchema) or len(places) > 1 else schema
-        parts = [read_place(place, split, schema=counts, **asked) for place in places]
+        wanted = None if isinstance(schema, KeypointSchema) else schema
+        parts = [read_place(place, split, schema=wanted if len(places) == 1 else None, **asked) for place in places]
         joined = parts[0] if len(parts) == 1 and train is None else merge(parts, train)
-        if train is None and schema and joined.schema is not None and tuple(joined.schema.counts) != tuple(schema):
-            raise ValueError(
-                f"num_keypoints_per_class={list(schema)}, but the classes of {joined.source} have "
-                f"{list(joined.schema.counts)} keypoints; leave the option out to take those"
-            )
+        if wanted and len(places) > 1 and joined.schema is not None:
+            _check_counts(joined.schema.counts, wanted, self)
         return joined
 
     def _places(self, split: str) -> list[Place]:
@@ -80,3 +79,13 @@ class DataSource:
 
     def _find(self, root: Path, split: str) -> Place | None:
         return find_split(root, split, self.dataset_file, self.keypoints)
+
+
+def _check_counts(counts: Sequence[int], wanted: Sequence[int], source: DataSource) -> None:
+    """ValueError if joined data sets have other keypoints by label than are wanted; zeros at the end say nothing."""
+    length = max(len(counts), len(wanted))
+    if any(np.subtract(*(np.pad(one, (0, length - len(one))) for one in (counts, wanted)))):
+        raise ValueError(
+            f"num_keypoints_per_class={list(wanted)}, but the classes of {source} have {list(counts)} keypoints; "
+            "leave the option out to take those"
+        )
