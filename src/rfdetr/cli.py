@@ -73,7 +73,6 @@ def _add_data(command: argparse.ArgumentParser) -> None:
         default="roboflow",
         help="layout; roboflow looks at the folder (default)",
     )
-    command.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _add_check(commands: Any) -> None:
@@ -89,26 +88,37 @@ def _add_check(commands: Any) -> None:
     check.add_argument("--resolution", type=int, default=384, help="side of the network input (default: %(default)s)")
     check.add_argument("--num-queries", type=int, default=300, help="objects a model can find (default: %(default)s)")
     check.add_argument("--no-contents", action="store_true", help="do not look for equal pictures, which reads them")
+    check.add_argument("--json", action="store_true", help="print JSON")
     check.add_argument("--fix", metavar="OUT", help="write the data set, without what is wrong in it, to a new folder")
     check.set_defaults(run=_check)
 
 
 def _check(options: argparse.Namespace) -> int:
-    from rfdetr.datasets.examine import examine, richest
+    from rfdetr.datasets.examine import examine
 
     source = _source(options)
     settings = {"resolution": options.resolution, "num_queries": options.num_queries}
     examined = examine(source, contents=not options.no_contents, **settings)
     print(json.dumps(examined.report.as_dict(), indent=1) if options.json else examined.report.text())
-    if not options.fix:
-        return 1 if examined.report.fatal else 0
-    folder = Path(options.fix).expanduser()
-    whole = examine(richest(source) if options.task is None else source, contents=False)
+    if options.fix:
+        _fix(source, Path(options.fix).expanduser(), options.task)
+        return 0
+    return 1 if examined.report.fatal else 0
+
+
+def _fix(source: Any, folder: Path, task: str | None) -> None:
+    from rfdetr.datasets.annotations import SPLIT_FOLDERS
+    from rfdetr.datasets.examine import Examined, examine, richest, with_outlines
+
+    whole = examine(richest(source) if task is None else source, contents=False)
+    if task is None:
+        whole = Examined(with_outlines(whole.splits, source), whole.report)
     is_yolo = bool(whole.splits["train"].normalized.all()) if "train" in whole.splits else False
     for repair in whole.write(folder, is_yolo):
         print(f"{repair.kind}: {repair.count} (first: {repair.example})", file=sys.stderr)
+    if lost := [split for split in SPLIT_FOLDERS if source.has(split) and split not in whole.splits]:
+        print(f"left out, since it cannot be read: {', '.join(lost)}", file=sys.stderr)
     print(f"the repaired data set is in {folder}", file=sys.stderr)
-    return 0
 
 
 def _source(options: argparse.Namespace) -> Any:
@@ -128,6 +138,7 @@ def _add_evaluate(commands: Any) -> None:
     evaluate.add_argument("--class-names", metavar="A,B", help="what the model calls each class of the data set")
     evaluate.add_argument("--batch-size", type=int, default=4, help="pictures per step (default: %(default)s)")
     evaluate.add_argument("--num-workers", type=int, help="processes that load pictures")
+    evaluate.add_argument("--json", action="store_true", help="print JSON")
     evaluate.add_argument("--device", help="cpu, cuda, ... (default: what is there)")
     evaluate.add_argument("--save-thresholds", metavar="FILE", help="write the checkpoint with the best thresholds")
     evaluate.set_defaults(run=_evaluate)
@@ -135,6 +146,8 @@ def _add_evaluate(commands: Any) -> None:
 
 def _evaluate(options: argparse.Namespace) -> int:
     exported = Path(options.model).suffix == ".onnx"
+    if options.device not in (None, "cpu") and exported:
+        raise ValueError(f"--device {options.device}: exported files run on the CPU")
     if options.save_thresholds and exported:
         raise ValueError("--save-thresholds writes checkpoints; an exported file keeps the thresholds it has")
     if options.save_thresholds and Path(options.save_thresholds).expanduser().exists():
@@ -147,7 +160,8 @@ def _evaluate(options: argparse.Namespace) -> int:
         from rfdetr.detr import from_checkpoint
 
         model = from_checkpoint(options.model, **({"device": options.device} if options.device else {}))
-    more = {"class_names": options.class_names.split(",")} if options.class_names else {}
+    names = [name.strip() for name in (options.class_names or "").split(",")]
+    more: dict[str, Any] = {"class_names": names} if options.class_names else {}
     more |= {"num_workers": options.num_workers} if options.num_workers is not None else {}
     metrics = model.evaluate(
         options.dataset,
@@ -163,6 +177,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         from rfdetr.checkpoints.load import store_thresholds
 
         target = Path(options.save_thresholds).expanduser()
+        target.parent.mkdir(parents=True, exist_ok=True)
         store_thresholds(find_weights(options.model), target, model.model.thresholds)
     if options.json:
         print(json.dumps(metrics, indent=1))
@@ -183,20 +198,22 @@ def _add_pack(commands: Any) -> None:
 
 
 def _pack(options: argparse.Namespace) -> int:
-    from rfdetr.datasets.annotations import SPLIT_FOLDERS
-    from rfdetr.datasets.examine import richest
+    from rfdetr.datasets.annotations import SPLIT_FOLDERS, AnnotationSet
+    from rfdetr.datasets.examine import richest, with_outlines
     from rfdetr.datasets.pack import pack
 
     source = _source(options)
     source = richest(source) if options.task is None else source
-    train = None
+    splits: dict[str, AnnotationSet] = {}
     for split in SPLIT_FOLDERS:
         if source.has(split):
-            annotations = source.read(split, train)
-            train = train or annotations
-            for repair in pack(annotations, Path(options.output).expanduser(), split, options.max_shard_mb):
-                print(f"{split}: {repair.kind}: {repair.count} (first: {repair.example})", file=sys.stderr)
-            print(f"{split}: {len(annotations)} pictures")
+            splits[split] = source.read(split, next(iter(splits.values()), None))
+    if not splits:
+        raise FileNotFoundError(f"{source} has no split of the layout {options.dataset_file}")
+    for split, packed in (with_outlines(splits, source) if options.task is None else splits).items():
+        for repair in pack(packed, Path(options.output).expanduser(), split, options.max_shard_mb):
+            print(f"{split}: {repair.kind}: {repair.count} (first: {repair.example})", file=sys.stderr)
+        print(f"{split}: {len(packed)} pictures")
     return 0
 
 

@@ -21,7 +21,8 @@ from rfdetr.variants import VARIANTS
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-GUIDES = "".join((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("training.md", "tasks.md"))
+PAGES = ("training.md", "tasks.md", "data.md", "evaluate.md", "migrate.md")
+GUIDES = "".join((ROOT / "docs" / name).read_text(encoding="utf-8") for name in PAGES)
 
 
 @pytest.mark.filterwarnings("ignore:TensorBoard is not installed")

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import default_collate
 
 Sample = tuple[np.ndarray, dict[str, np.ndarray]]
 
@@ -54,7 +55,8 @@ def collate(samples: list[Sample], block: int = 1) -> Batch:
     targets = [target for _, target in samples]
     height, width = (max(-(-image.shape[axis] // block) * block for image in images) for axis in (1, 2))
     if all(image.shape[1:] == (height, width) for image in images):
-        return NestedTensor(torch.stack(images), None), targets
+        # It stacks, and in a loading process right into the memory that goes to the other process.
+        return NestedTensor(default_collate(images), None), targets
     padded = images[0].new_zeros(len(images), len(images[0]), height, width)
     mask = torch.ones(len(images), height, width, dtype=torch.bool)
     for place, free, image in zip(padded, mask, images, strict=True):

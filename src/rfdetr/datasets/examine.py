@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+import numpy as np
 
 from rfdetr.datasets.annotations import SPLIT_FOLDERS, AnnotationSet, Repair
 from rfdetr.datasets.check import Finding, Report, check
@@ -53,7 +56,7 @@ def examine(
         except (ValueError, OSError) as error:
             broken.append(Finding("fatal", split, "it cannot be read", 1, (str(error),)))
     if not splits:
-        return Examined(splits, Report((), {}, tuple(broken), resolution))
+        return Examined(splits, Report((), {}, tuple(broken), None))
     report = check(splits, resolution=resolution, block=block, num_queries=num_queries, contents=contents)
     return Examined(splits, replace(report, findings=(*broken, *report.findings)))
 
@@ -67,3 +70,19 @@ def richest(source: DataSource) -> DataSource:
             continue
         return one
     return source
+
+
+def with_outlines(splits: Mapping[str, AnnotationSet], source: DataSource) -> dict[str, AnnotationSet]:
+    """Splits of a COCO data set that were read with keypoints, with the outlines of their objects where there are some.
+
+    No model needs both, but a data set that is written again should keep both.
+    """
+    both = dict(splits)
+    for split, own in splits.items():
+        if own.keypoints is not None and not own.normalized.any():  # a YOLO line has one of them
+            with contextlib.suppress(ValueError, OSError):
+                other = replace(source, masks=True, keypoints=False).read(split, lenient=True)
+                there = other.outlines is not None and other.outlines.exist.any()
+                if there and np.array_equal(other.annotation_ids, own.annotation_ids):
+                    both[split] = replace(own, outlines=other.outlines)
+    return both
