@@ -6,7 +6,9 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +33,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Threads that wait by spinning starve each other when something else uses the cores. It is read when PyTorch loads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        return options.run(options)
+        with _plain_warnings():
+            return options.run(options)
+    except BrokenPipeError:
+        # Whoever read the output, such as `head`, has had enough; Python would complain of it once more at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (ValueError, OSError, ImportError) as error:
         print(f"rfdetr: error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("rfdetr: interrupted", file=sys.stderr)
         return 130
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Warnings without the line of code that they come from."""
+    usual = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_, **__: f"rfdetr: warning: {message}\n"
+    try:
+        yield
+    finally:
+        warnings.formatwarning = usual
+
+
+def _positive(kind: type) -> Callable[[str], Any]:
+    """What argparse makes of a number that has to be above 0."""
+
+    def number(text: str) -> Any:
+        value = kind(text)
+        if not value > 0:
+            raise ValueError
+        return value
+
+    number.__name__ = "number above 0"
+    return number
 
 
 def _add_demo(commands: Any) -> None:
@@ -52,7 +83,7 @@ def _add_demo(commands: Any) -> None:
         "--weights", metavar="FILE", help="fine-tune this checkpoint of the task instead of starting fresh"
     )
     demo.add_argument("--output", metavar="DIR", default="demo", help="folder to write to (default: %(default)s)")
-    demo.add_argument("--epochs", type=int, help="passes over the drawn pictures")
+    demo.add_argument("--epochs", type=_positive(int), help="passes over the drawn pictures")
     demo.set_defaults(run=_demo)
 
 
@@ -85,8 +116,13 @@ def _add_check(commands: Any) -> None:
         choices=["detect", "segment", "keypoints"],
         help="what the data is for (default: boxes are checked; --fix writes all there is)",
     )
-    check.add_argument("--resolution", type=int, default=384, help="side of the network input (default: %(default)s)")
-    check.add_argument("--num-queries", type=int, default=300, help="objects a model can find (default: %(default)s)")
+    check.add_argument(
+        "--resolution", type=_positive(int), default=384, help="side of the network input (default: %(default)s)"
+    )
+    check.add_argument(
+        "--num-queries", type=_positive(int), default=300, help="objects a model can find (default: %(default)s)"
+    )
+    check.add_argument("--decode", action="store_true", help="decode every picture, which finds damaged ones")
     check.add_argument("--no-contents", action="store_true", help="do not look for equal pictures, which reads them")
     check.add_argument("--json", action="store_true", help="print JSON")
     check.add_argument("--fix", metavar="OUT", help="write the data set, without what is wrong in it, to a new folder")
@@ -98,7 +134,7 @@ def _check(options: argparse.Namespace) -> int:
 
     source = _source(options)
     settings = {"resolution": options.resolution, "num_queries": options.num_queries}
-    examined = examine(source, contents=not options.no_contents, **settings)
+    examined = examine(source, contents=not options.no_contents, decode=options.decode, **settings)
     print(json.dumps(examined.report.as_dict(), indent=1) if options.json else examined.report.text())
     if options.fix:
         _fix(source, Path(options.fix).expanduser(), options.task)
@@ -136,7 +172,9 @@ def _add_evaluate(commands: Any) -> None:
     evaluate.add_argument("--output", metavar="DIR", default="evaluation", help="report (default: %(default)s)")
     evaluate.add_argument("--no-report", action="store_true", help="print the numbers alone")
     evaluate.add_argument("--class-names", metavar="A,B", help="what the model calls each class of the data set")
-    evaluate.add_argument("--batch-size", type=int, default=4, help="pictures per step (default: %(default)s)")
+    evaluate.add_argument(
+        "--batch-size", type=_positive(int), default=4, help="pictures per step (default: %(default)s)"
+    )
     evaluate.add_argument("--num-workers", type=int, help="processes that load pictures")
     evaluate.add_argument("--json", action="store_true", help="print JSON")
     evaluate.add_argument("--device", help="cpu, cuda, ... (default: what is there)")
@@ -193,7 +231,9 @@ def _add_pack(commands: Any) -> None:
     pack.add_argument(
         "--task", choices=["detect", "segment", "keypoints"], help="what is packed (default: all there is)"
     )
-    pack.add_argument("--max-shard-mb", type=float, default=500, help="size of a tar file (default: %(default)s)")
+    pack.add_argument(
+        "--max-shard-mb", type=_positive(float), default=500, help="size of a tar file (default: %(default)s)"
+    )
     pack.set_defaults(run=_pack)
 
 

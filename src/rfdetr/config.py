@@ -263,7 +263,7 @@ class TrainConfig(Options):
     }
 
     # fmt: off
-    dataset_dir: str | list[str] | None = Field(None, description="Folder of the data set, or its data.yaml; a list of data sets is joined by the names of their classes. Required unless train is given.")
+    dataset_dir: str | list[str] = Field(description="Folder of the data set, or its data.yaml; a list of data sets is joined by the names of their classes. Not needed where train is given.")
     train: str | list[str] | None = Field(None, description="Where the training split is, instead of in dataset_dir: a COCO file, a folder, a YOLO list, or several.")
     valid: str | list[str] | None = Field(None, description="The same for the validation split.")
     test: str | list[str] | None = Field(None, description="The same for the test split.")
@@ -367,6 +367,8 @@ class TrainConfig(Options):
     # fmt: on
 
     def __init__(self, **values: Any) -> None:
+        if values.get("dataset_dir") is None and any(values.get(split) for split in ("train", "valid", "test")):
+            values["dataset_dir"] = []
         super().__init__(**_modern(values))
 
     @field_validator("output_dir", "resume", mode="before")
@@ -379,12 +381,6 @@ class TrainConfig(Options):
     @classmethod
     def _absolute_paths(cls, value: Any) -> Any:
         return [_expand(path) for path in value] if isinstance(value, list | tuple) else _expand(value)
-
-    @model_validator(mode="after")
-    def _has_data(self) -> TrainConfig:
-        if not (self.dataset_dir or self.train or self.valid or self.test):
-            raise ValueError("dataset_dir is missing; it names the folder of the data set")
-        return self
 
     @field_validator("device", mode="before")
     @classmethod

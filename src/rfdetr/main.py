@@ -18,6 +18,7 @@ from rfdetr.checkpoints import identify, load
 from rfdetr.checkpoints.download import find_weights, require_weights
 from rfdetr.checkpoints.names import to_internal
 from rfdetr.config import ModelConfig, TrainConfig, train_config_class
+from rfdetr.evaluation.f1 import unique_names
 from rfdetr.log import logger
 from rfdetr.models import refit
 from rfdetr.models.build import build_model, build_postprocess, initialise
@@ -43,6 +44,7 @@ class Model:
         self.device = select_device(self.config.device)
         self.stop_early = False
         self.class_names: list[str] = []
+        self._made_up: list[str] | None = None
         self.first_label = 0
         self.raw_labels: list[int] | None = None
         self.thresholds: dict[str, float] = {}
@@ -61,6 +63,7 @@ class Model:
 
     def _build(self) -> None:
         require_weights(self.config.variant, self.config.is_explicit("pretrain_weights"))
+        self.thresholds = {}
         if self.config.pretrain_weights is None:
             self.model: Detector = initialise(build_model(self.config))
             self._name_classes([], 0)
@@ -96,16 +99,21 @@ class Model:
         return {**fresh, **fitting}
 
     def _name_classes(self, names: list[str], first_label: int) -> None:
-        if not names:
-            names = _usual_names(self.config)
-        self.class_names, self.first_label = names, first_label
+        usual = _usual_names(self.config)
+        known = self.config.pretrain_weights is not None and usual[0] != "0"
+        self._made_up = None if names or known else usual
+        self.class_names, self.first_label = names or usual, first_label
 
     @property
     def has_names(self) -> bool:
-        """Whether the class names say what the classes are: random weights know none, some files have numbers."""
-        if self.config.pretrain_weights is None and not self._trained:
-            return False
-        return self.class_names != [str(i) for i in range(len(self.class_names))]
+        """Whether the class names say what the classes are, and were not made up for lack of any."""
+        return self.class_names != self._made_up
+
+    @property
+    def origin(self) -> str:
+        """Where the weights in memory come from."""
+        start = self.config.pretrain_weights or "random weights"
+        return f"in memory, trained from {start}" if self._trained else start
 
     @property
     def is_coco(self) -> bool:
@@ -136,21 +144,22 @@ class Model:
         Raises:
             ValueError: "auto" without an evaluation before, a class that is not known, or another kind of value.
         """
-        if isinstance(threshold, Real):
+        if isinstance(threshold, Real) and threshold == threshold:
             return float(threshold)
-        if threshold == "auto":
-            if not self.thresholds:
+        names = unique_names(self.class_names)
+        if isinstance(threshold, str) and threshold == "auto":
+            threshold = {name: value for name, value in self.thresholds.items() if name in names}
+            if not threshold:
                 raise ValueError(
                     "threshold='auto' takes the best threshold of each class, which nothing has measured for these "
-                    "weights: call evaluate() first, or load a checkpoint_best_total.pth of train()"
+                    "weights and classes: call evaluate() first, or load a checkpoint_best_total.pth of train()"
                 )
-            threshold = {name: value for name, value in self.thresholds.items() if name in self.class_names}
-        if not isinstance(threshold, Mapping):
+        if not isinstance(threshold, Mapping) or not all(_is_number(value) for value in threshold.values()):
             raise ValueError(f"threshold={threshold!r} must be a number, 'auto', or a dict of numbers by class name")
-        if unknown := [name for name in threshold if name not in self.class_names]:
-            raise ValueError(f"threshold has {unknown}; the model's classes are {', '.join(self.class_names)}")
+        if unknown := [name for name in threshold if name not in names]:
+            raise ValueError(f"threshold has {unknown}; the model's classes are {', '.join(names)}")
         limits = [DEFAULT_THRESHOLD] * (self.config.num_classes + 1)
-        for name, label in zip(self.class_names, self.class_labels, strict=False):
+        for name, label in zip(names, self.class_labels, strict=False):
             limits[label] = float(threshold.get(name, DEFAULT_THRESHOLD))
         return limits
 
@@ -250,6 +259,7 @@ class Model:
             logger.info("known classes: %s", ", ".join(name for name in job.class_names if name in old_rows) or "none")
         self._fit_head(job.num_classes, kept if config.keep_classes else None)
         self.class_names, self.first_label, self.raw_labels = list(job.class_names), 0, job.raw_labels
+        self._made_up, self.thresholds = None, {}
         try:
             return run(self, config, job, callbacks, processes)
         finally:
@@ -329,6 +339,10 @@ class Model:
     def put_weights(self, published: dict[str, torch.Tensor]) -> None:
         """Put weights with published names, of this very model, into the network in memory."""
         self.model.load_state_dict(to_internal(published)[0])
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and value == value
 
 
 def _usual_names(config: ModelConfig) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
 import json
@@ -18,6 +19,7 @@ from pycocotools.cocoeval import COCOeval
 from tests.tiny import TRAINING, tiny_keypoints, tiny_model, tiny_segmenter
 
 from rfdetr import from_checkpoint
+from rfdetr.checkpoints.load import store_thresholds
 from rfdetr.datasets.synthetic import draw_dataset
 from rfdetr.training.metrics import precision_columns
 
@@ -277,3 +279,84 @@ def test_a_resolution_counts_for_one_evaluation(judged: tuple[Any, Path, dict[st
     handle.remove()
     with pytest.raises(ValueError, match="resolution=100 is not divisible by 32"):
         model.evaluate(data, split="val", resolution=100)
+
+
+def test_what_fails_leaves_the_report_as_it_was(judged: tuple[Any, Path, dict[str, float]], tmp_path: Path) -> None:
+    model, data, _ = judged
+    report = tmp_path / "report"
+    model.evaluate(data, split="val", num_workers=0, report_dir=report)
+    before = {path.name for path in report.iterdir()}
+    with pytest.raises(ValueError, match="does not know"):
+        model.evaluate(draw_dataset(tmp_path / "other", {"valid": 1}), split="val", report_dir=report)
+    assert {path.name for path in report.iterdir()} == before
+    # As an interruption in the middle of writing leaves it.
+    (report / "report.html").unlink()
+    model.evaluate(data, split="val", num_workers=0, report_dir=report)
+    assert (report / "report.html").is_file()
+
+
+def test_thresholds_are_those_of_the_weights_in_memory(tmp_path: Path) -> None:
+    folder = draw_dataset(tmp_path / "data", {"train": 4, "valid": 2}, hw=(64, 80))
+    options = {**TRAINING, "epochs": 1, "dataset_dir": folder, "output_dir": tmp_path / "out"}
+    model = tiny_model()
+    model.train(**options)
+    assert model.model.thresholds
+    again = tiny_model()
+    again.train(**{**options, "resume": True})
+    assert again.model.thresholds == model.model.thresholds
+    with pytest.warns(UserWarning, match=r"no validation split|starts again"):
+        model.train(**{**options, "dataset_dir": None, "train": folder / "train", "output_dir": tmp_path / "second"})
+    assert model.model.thresholds == {}
+    with pytest.raises(ValueError, match="nothing has measured"):
+        model.predict(np.zeros((8, 8, 3), np.uint8), threshold="auto")
+
+
+def test_thresholds_of_classes_that_are_not_there_stay(
+    judged: tuple[Any, Path, dict[str, float]], tmp_path: Path
+) -> None:
+    model, data, _ = judged
+    model.evaluate(data, split="val", num_workers=0)
+    before = model.model.thresholds
+    folder = tmp_path / "part"
+    (folder / "valid").mkdir(parents=True)
+    for path in (data / "valid").iterdir():
+        (folder / "valid" / path.name).write_bytes(path.read_bytes())
+    file = folder / "valid" / "_annotations.coco.json"
+    document = json.loads(file.read_text())
+    # The mean over the classes is another one then, and so is the threshold of b alone.
+    document["annotations"] = [one for one in document["annotations"] if one["category_id"] == 8][::2]
+    file.write_text(json.dumps(document))
+    model.evaluate(folder, split="val", num_workers=0)
+    assert {name: model.model.thresholds[name] for name in "ac"} == {name: before[name] for name in "ac"}
+    file.write_text(json.dumps({**document, "annotations": []}))
+    now = model.model.thresholds
+    model.evaluate(folder, split="val", num_workers=0)
+    assert model.model.thresholds == now
+    model.model.thresholds = before
+
+
+def test_numbers_are_names_where_they_were_trained(tmp_path: Path) -> None:
+    folder = draw_dataset(tmp_path / "data", {"train": 2, "valid": 2}, hw=(64, 80))
+    for split in ("train", "valid"):
+        file = folder / split / "_annotations.coco.json"
+        document = json.loads(file.read_text())
+        for place, entry in enumerate(document["categories"]):
+            entry["name"] = str(place)
+        file.write_text(json.dumps(document))
+    model = tiny_model()
+    model.train(dataset_dir=folder, output_dir=tmp_path / "out", **{**TRAINING, "epochs": 1})
+    for entry, name in zip(document["categories"], "7890", strict=True):
+        entry["name"] = name
+    file.write_text(json.dumps(document))
+    with pytest.raises(ValueError, match=r"does not know: 7, 8, 9\. The model's classes are 0, 1, 2, 3"):
+        model.evaluate(folder, split="val", num_workers=0)
+
+
+def test_a_checkpoint_with_paths_in_it_can_be_stored_with_thresholds(tmp_path: Path) -> None:
+    folder = draw_dataset(tmp_path / "data", {"train": 2, "valid": 2}, hw=(64, 80))
+    tiny_model().train(dataset_dir=folder, output_dir=tmp_path / "out", **{**TRAINING, "epochs": 1})
+    content = torch.load(tmp_path / "out" / "checkpoint_best_total.pth", weights_only=True)
+    content["args"] = argparse.Namespace(**{**content["args"], "output_dir": Path("out")})
+    torch.save(content, tmp_path / "old.pth")
+    store_thresholds(tmp_path / "old.pth", tmp_path / "new.pth", {"circle": 0.25})
+    assert from_checkpoint(tmp_path / "new.pth").model.thresholds == {"circle": 0.25}

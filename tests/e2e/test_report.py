@@ -69,7 +69,7 @@ def written(tmp_path_factory) -> tuple[Path, Analysis, list[WorstPicture]]:
     target = folder / "out"
     target.mkdir()
     facts = {"model": "nano", "data set": "/data/<b>shapes</b>", "pictures": 30, "confidence": 0.123456}
-    path = write_report(target, {"boxes": analysis, "masks": analysis}, facts, iter(pictures))
+    path = write_report(target, {"boxes": analysis, "masks": analysis}, facts, iter(pictures), "{}.jpg".format)
     assert path == target / "report.html"
     return target, analysis, pictures
 
@@ -150,7 +150,9 @@ def test_numbers_and_pictures_lie_beside_the_page(written):
     folder, analysis, pictures = written
     content = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     assert content["facts"]["pictures"] == 30
-    assert content["boxes"] == analysis.as_dict()
+    expected = analysis.as_dict()
+    expected["worst_pictures"] = [{"picture": f"{one['image_index']}.jpg", **one} for one in expected["worst_pictures"]]
+    assert content["boxes"] == expected
     assert {key: content[key] for key in content["boxes"]} == content["boxes"], "masks come first where there are any"
     plots = {
         f"{kind}{name}.png"
@@ -209,7 +211,7 @@ def test_nothing_at_all_gives_a_page_too(tmp_path, num_classes):
     none = np.zeros(0, np.int64)
     names = [f"class {n} ü 猫" for n in range(num_classes)]
     truth = GroundTruth(none, none, np.zeros((0, 4)), np.zeros(0), none.astype(bool), none, 2, names)
-    path = write_report(tmp_path, {"boxes": analyse(CocoEvaluator(truth))}, {}, [])
+    path = write_report(tmp_path, {"boxes": analyse(CocoEvaluator(truth))}, {}, [], str)
     page = Page(path.read_text(encoding="utf-8"))
     assert len(page.images) == 3
     assert "No object is taken for one of another class." in page.text

@@ -183,7 +183,7 @@ def test_a_shard_that_shrinks_after_it_was_read_is_a_bad_picture(packed: Path, t
     pictures = Pictures(read_split(folder, "train"), EvalTransform(32))
     shard = folder / "train-000002.tar"
     shard.write_bytes(shard.read_bytes()[:1500])
-    with pytest.raises(ValueError, match=r"train-000002\.tar/000000010\.jpg cannot be decoded"):
+    with pytest.raises(ValueError, match=r"train-000002\.tar/train_\d+\.jpg cannot be decoded"):
         pictures[9]
     shard.unlink()
     with pytest.raises(FileNotFoundError, match=r"train-000002\.tar"):

@@ -123,7 +123,18 @@ def store_thresholds(path: Path, target: Path, thresholds: dict[str, float]) -> 
     """Write a checkpoint again, to the same or another file, with the best confidence of each class in it."""
     content = read_file(path)
     with replacing(target) as handle:
-        torch.save({**content, "thresholds": thresholds}, handle)
+        torch.save({**_with_texts(content), "thresholds": thresholds}, handle)
+
+
+def _with_texts(value: Any) -> Any:
+    """The same with texts for the stand-ins of paths, which no reader knows."""
+    if isinstance(value, _TextPath):
+        return str.__str__(value)
+    if isinstance(value, argparse.Namespace | types.SimpleNamespace):
+        return type(value)(**_with_texts(vars(value)))
+    if type(value) is dict:
+        return {key: _with_texts(item) for key, item in value.items()}
+    return [_with_texts(item) for item in value] if type(value) is list else value
 
 
 def _why_unreadable(path: Path, error: Exception, trust: bool) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 
 from rfdetr.datasets.annotations import AnnotationSet, has_extent
 from rfdetr.datasets.check_report import SIDE_LIMITS_PX, Finding, Report, SplitCounts
+from rfdetr.datasets.decode import decode_bytes
 
 NUM_EXAMPLES = 5
 MAX_UNREADABLE = 0.01
@@ -31,6 +32,7 @@ def check(
     block: int = 32,
     num_queries: int | None = None,
     contents: bool = True,
+    decode: bool = False,
 ) -> Report:
     """Look through all splits of a data set, which share their classes; the first one is what is trained on.
 
@@ -39,8 +41,9 @@ def check(
         block: what a resolution has to be a multiple of.
         num_queries: the most objects that the model can find in a picture; None: not judged.
         contents: look for pictures with the same content, for which those with equally many bytes are read.
+        decode: decode every picture, which finds damage behind the header.
     """
-    parts = [_Part(name, annotations, resolution) for name, annotations in splits.items()]
+    parts = [_Part(name, annotations, resolution, decode) for name, annotations in splits.items()]
     findings = [finding for part in parts for finding in _part_findings(part, num_queries)]
     findings += _class_findings(parts)
     if contents:
@@ -76,15 +79,25 @@ def relative_name(annotations: AnnotationSet, index: int) -> str:
 class _Part:
     """One split and what several checks ask about it; `kept` are the objects that a model learns from."""
 
-    def __init__(self, name: str, annotations: AnnotationSet, resolution: int | None) -> None:
+    def __init__(self, name: str, annotations: AnnotationSet, resolution: int | None, decode: bool) -> None:
         self.name, self.annotations = name, annotations
         self.readable = annotations.sizes.min(axis=1) > 0
+        self.damaged = np.array(
+            [not ok or (decode and self._is_damaged(i)) for i, ok in enumerate(self.readable)], bool
+        )
         self.boxes_xyxy, usable = usable_boxes(annotations)
         self.kept = usable & ~annotations.crowd
         self.image_index = annotations.image_index
         self.per_picture = np.bincount(self.image_index[self.kept], minlength=len(annotations))
         self.per_class = np.bincount(class_index(annotations)[self.kept], minlength=len(annotations.class_names))
         self.sides_px = None if resolution is None else self._sides(resolution)
+
+    def _is_damaged(self, index: int) -> bool:
+        try:
+            decode_bytes(self.annotations.read(index), "")
+        except (OSError, ValueError):
+            return True
+        return False
 
     def _sides(self, resolution: int) -> np.ndarray:
         """Square root of the area of each kept object in the network's input."""
@@ -135,7 +148,7 @@ def _part_findings(part: _Part, num_queries: int | None) -> Iterator[Finding]:
     for repair in part.annotations.repairs:
         severity = "fatal" if repair.fatal else "repair"
         yield Finding(severity, part.name, repair.kind, repair.count, (repair.example,))
-    unreadable = np.flatnonzero(~part.readable)
+    unreadable = np.flatnonzero(part.damaged)
     yield from part.found(
         "fatal" if len(unreadable) > MAX_UNREADABLE * len(part.readable) else "warning",
         "pictures that cannot be read",

@@ -36,6 +36,7 @@ def examine(
     block: int = 32,
     num_queries: int | None = None,
     contents: bool = True,
+    decode: bool = False,
 ) -> Examined:
     """Read all splits, leaving out what is wrong, and check them; for the arguments see `check`.
 
@@ -57,7 +58,9 @@ def examine(
             broken.append(Finding("fatal", split, "it cannot be read", 1, (str(error),)))
     if not splits:
         return Examined(splits, Report((), {}, tuple(broken), None))
-    report = check(splits, resolution=resolution, block=block, num_queries=num_queries, contents=contents)
+    report = check(
+        splits, resolution=resolution, block=block, num_queries=num_queries, contents=contents, decode=decode
+    )
     return Examined(splits, replace(report, findings=(*broken, *report.findings)))
 
 

@@ -163,7 +163,7 @@ class BadPictures:
             raise ValueError(
                 f"{len(self.found)} of the {len(self.annotations)} pictures of {self.annotations.source} that were "
                 f"read cannot be used, which is more than {self.limit:.0%}; the first: "
-                f"{next(iter(self.found.values()))}. Repair or remove them: `rfdetr check` lists them"
+                f"{next(iter(self.found.values()))}. Repair or remove them: `rfdetr check --decode` lists them all"
             )
 
     def _reason(self, index: int) -> str:

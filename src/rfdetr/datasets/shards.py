@@ -47,7 +47,9 @@ def read_shards(
             row = len(number)
             objects = sample.get("annotations") or []
             image_id = sample.get("image_id", row)
-            columns.add_picture(row, {**sample, "id": image_id, "file_name": f"{file.name}/{key}"})
+            name = sample.get("file_name")
+            name = f"{file.name}/{name if isinstance(name, str) and name else key}"
+            columns.add_picture(row, {**sample, "id": image_id, "file_name": name})
             for position, entry in enumerate(objects, start=len(columns.ids)):
                 columns.add_object(position, {**entry, "image_id": image_id} if type(entry) is dict else entry)
             number.append(shard)

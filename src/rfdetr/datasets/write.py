@@ -110,7 +110,9 @@ class Pictures:
 
     def _safe_name(self, index: int) -> str:
         """The relative name; the bare one where the picture is not in the folder of the data set."""
-        path = Path(os.path.normpath(relative_name(self.annotations, index)))
+        path, shards = Path(os.path.normpath(relative_name(self.annotations, index))), self.annotations.shards
+        if shards is not None and shards.number[index] >= 0:
+            path = path.relative_to(path.parts[0])
         name = path.name if path.is_absolute() or path.parts[0] == ".." else path.as_posix()
         if self.in_yolo or self.annotations.normalized[index]:
             # Labels are looked for where the last folder "images" is, so there must be no second one.

@@ -6,7 +6,7 @@ import base64
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from string import Template
@@ -58,6 +58,7 @@ def write_report(
     analyses: Mapping[str, Analysis],
     facts: Mapping[str, str | float],
     pictures: Iterable[WorstPicture],
+    picture_name: Callable[[int], str],
 ) -> Path:
     """Write `results.json`, plots, `worst/*.jpg` and `report.html` into an empty folder; returns the page.
 
@@ -65,6 +66,7 @@ def write_report(
         analyses: "boxes", and of models that have them "masks" or "keypoints".
         facts: what was judged on what, in the order in which it is shown.
         pictures: the worst ones, worst first; taken one by one.
+        picture_name: what the reader knows a picture of the split by.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -72,9 +74,13 @@ def write_report(
     require("matplotlib.figure")
     main = "masks" if "masks" in analyses else "boxes"
     results = {name: analysis.as_dict() for name, analysis in analyses.items()}
+    for found in results.values():
+        found["worst_pictures"] = [
+            {"picture": picture_name(one["image_index"]), **one} for one in found["worst_pictures"]
+        ]
     content = {**results.pop(main), "facts": dict(facts), **results}
     text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
-    (folder / "results.json").write_text(text + "\n", encoding="utf-8")
+    (folder / "results.json").write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
     sections = []
     # What is special about a model comes last, and is read first.
     for name, analysis in reversed(list(analyses.items())):
@@ -89,7 +95,7 @@ def write_report(
         gallery=_gallery(folder / "worst", pictures, analyses[main].result.class_names),
     )
     path = folder / "report.html"
-    path.write_text(page, encoding="utf-8")
+    path.write_text(page, encoding="utf-8", errors="backslashreplace")
     return path
 
 

@@ -52,6 +52,7 @@ def from_metadata(texts: Mapping[str, str], path: Path) -> dict[str, Any]:
         facts = {name: text if name in _TEXTS else json.loads(text) for name, text in texts.items()}
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} has damaged metadata, {dict(texts)}; write it again with export()") from error
+    _check_kinds(facts, path)
     places = range(len(facts["class_names"]))
     older = {
         "class_labels": list(places),
@@ -62,3 +63,23 @@ def from_metadata(texts: Mapping[str, str], path: Path) -> dict[str, Any]:
         "model_name": "",
     }
     return older | facts
+
+
+def _check_kinds(facts: Mapping[str, Any], path: Path) -> None:
+    """ValueError if a fact is not what it has to be."""
+
+    def all_are(kind: type, values: Any) -> bool:
+        return isinstance(values, list) and all(type(value) is kind for value in values)
+
+    names, labels, thresholds = facts["class_names"], facts.get("class_labels"), facts.get("thresholds", {})
+    sound = {
+        "class_names": all_are(str, names),
+        "class_labels": labels is None
+        or (all_are(int, labels) and len(labels) == len(names) and min(labels, default=0) >= 0),
+        "thresholds": isinstance(thresholds, dict) and all_are(float, list(thresholds.values())),
+        "num_select": type(facts.get("num_select", 1)) is int,
+    }
+    if wrong := [name for name, good in sound.items() if not good]:
+        raise ValueError(
+            f"{path} has damaged metadata, {wrong[0]} is {facts[wrong[0]]!r}; write it again with export()"
+        )

@@ -63,6 +63,7 @@ class ExportedModel:
         self.class_labels: list[int] = facts["class_labels"]
         self.has_names: bool = facts["has_names"]
         self.thresholds: dict[str, float] = facts["thresholds"]
+        self.origin = str(path)
         self.config = ModelConfig(
             resolution=side,
             # Of patches and windows nothing but their product matters outside of the network.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rfdetr.checkpoints.load import store_thresholds
 from rfdetr.datasets.annotations import AnnotationSet
 from rfdetr.engine import evaluate, split_evaluation
+from rfdetr.evaluation.f1 import unique_names
 from rfdetr.models.criterion import Criterion
 from rfdetr.models.lora import merge_adapters_
 from rfdetr.training import state as files
@@ -79,5 +80,5 @@ def _judge(
     evaluation = split_evaluation(annotations, settings)
     shared: dict[str, Any] = {"runtime": runtime, "progress": this.progress, "evaluation": evaluation}
     stats, _ = evaluate(module, criterion, this.postprocess, loader, annotations, runtime.device, settings, **shared)
-    names = dict(zip(evaluation.truth.class_names, this.job.class_names, strict=False))
-    return stats, {names.get(name, name): value for name, value in evaluation.thresholds().items()}
+    # The model may call the classes otherwise than the data set.
+    return stats, dict(zip(unique_names(this.job.class_names), evaluation.thresholds().values(), strict=False))

@@ -23,17 +23,18 @@ from rfdetr.datasets.merge import with_labels
 from rfdetr.engine import evaluate, shares, split_evaluation
 from rfdetr.evaluation.analysis import Analysis, analyse
 from rfdetr.evaluation.coco import GroundTruth
+from rfdetr.evaluation.f1 import unique_names
 from rfdetr.evaluation.oks import warn_of_guess
 from rfdetr.evaluation.plots import WorstPicture
 from rfdetr.evaluation.report import write_report
-from rfdetr.evaluation.split import SplitEvaluation
+from rfdetr.evaluation.split import SplitEvaluation, ground_truth
 from rfdetr.extras import require
 from rfdetr.log import logger
 from rfdetr.options import check_resolution
 from rfdetr.training.job import check_use, source_of
 from rfdetr.training.metrics import precision_columns
 from rfdetr.training.progress import Progress
-from rfdetr.training.runtime import Runtime, evaluating
+from rfdetr.training.runtime import Runtime, evaluating, launched
 from rfdetr.training.state import set_aside
 
 SPLITS = {"train": "train", "val": "valid", "valid": "valid", "validation": "valid", "test": "test"}
@@ -61,6 +62,10 @@ class Judged(Protocol):
         """The label of each class name."""
 
     @property
+    def origin(self) -> str:
+        """Where the weights come from."""
+
+    @property
     def has_names(self) -> bool:
         """Whether the class names say what the classes are."""
 
@@ -85,17 +90,22 @@ def evaluate_split(
         ValueError: an unknown split, or classes that the model does not know.
         FileExistsError: `report_dir` holds something else than an earlier report.
     """
-    if split not in SPLITS:
+    if not isinstance(split, str) or split not in SPLITS:
         raise ValueError(f"split={split!r} is not known; choose one of train, val, test")
     check_use(config, model.config)
-    side = check_resolution(resolution or model.config.resolution, model.config.block_size)
+    side = check_resolution(model.config.resolution if resolution is None else resolution, model.config.block_size)
     settings = model.config.with_values({"resolution": side})
-    folder = None if report_dir is None else _report_folder(Path(report_dir).expanduser())
+    # Of several processes that were started together one is enough to write.
+    folder = Path(report_dir).expanduser() if report_dir is not None and launched().is_first else None
+    if folder is not None:
+        _check_folder(folder)
     annotations = read_for(model, config, SPLITS[split])
     if annotations.schema is not None:
         warn_of_guess(annotations.schema.counts, config.keypoint_oks_sigmas)
     module = model.ready()
     device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
+    if config.device is not None and torch.device(config.device).type not in (device.type, "auto"):
+        raise ValueError(f"device={config.device!r}: the model is on {device.type}; build it there to judge it there")
     runtime = Runtime(device, torch.float16 if config.fp16_eval else None)
     loader = build_eval_loader(config, settings, annotations, device.type == "cuda", keep_workers=False)
     evaluation = split_evaluation(annotations, config, across_classes=True)
@@ -103,11 +113,15 @@ def evaluate_split(
     stats, _ = evaluate(module, None, model.postprocess, loader, annotations, device, config, **shared)
     analyses = evaluation.analyses()
     main = analyses.get("masks", analyses["boxes"])
-    model.thresholds = main.thresholds
+    model.thresholds = _thresholds(model, annotations, main)
     if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        set_aside(folder, REPORT)
         worst = _worst(model, config, runtime, loader.dataset, evaluation, main)
-        page = write_report(folder, analyses, _facts(settings, config, split, annotations, main), worst)
+        facts = _facts(model, settings, config, split, main)
+        page = write_report(folder, analyses, facts, worst, lambda index: picture_name(annotations, index))
         logger.info("the report is in %s", page)
+    ground_truth.cache_clear()
     return {f"{split}/{name}": value for name, value in _metrics(stats, main).items()}
 
 
@@ -120,25 +134,42 @@ def _metrics(stats: dict[str, Any], main: Analysis) -> dict[str, float]:
     return {**metrics, "best_threshold": main.threshold, "duplicate_rate": main.duplicate_rate}
 
 
-def _report_folder(folder: Path) -> Path:
-    """An empty folder; an earlier report in it moves to `earlier_<n>`."""
+def _thresholds(model: Judged, annotations: AnnotationSet, main: Analysis) -> dict[str, float]:
+    """The best thresholds by the model's names; of classes without objects here those that are known already."""
+    if not main.objects:
+        return model.thresholds
+    name_of = dict(zip(model.class_labels, unique_names(model.class_names), strict=False))
+    columns = zip(annotations.categories.labels, main.thresholds.values(), main.sweep.num_truth, strict=True)
+    found = {name_of[label]: (value, count > 0) for label, value, count in columns if label in name_of}
+    guessed = {name: value for name, (value, measured) in found.items() if not measured}
+    return {**guessed, **model.thresholds, **{name: value for name, (value, measured) in found.items() if measured}}
+
+
+def _check_folder(folder: Path) -> None:
+    """FileExistsError if a report would not be alone in a folder, but for earlier ones."""
     require("matplotlib.figure")
-    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / REPORT[0]).is_file())):
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if (folder.exists() and not folder.is_dir()) or any(
+        name not in REPORT and not name.startswith("earlier_") for name in names
+    ):
         raise FileExistsError(f"{folder} holds something else than a report, and nothing is overwritten; name another")
-    folder.mkdir(parents=True, exist_ok=True)
-    set_aside(folder, REPORT)
-    return folder
+
+
+def picture_name(annotations: AnnotationSet, index: int) -> str:
+    """Path of a picture in its data set."""
+    path = annotations.path(index)
+    return str(path.relative_to(annotations.root) if path.is_relative_to(annotations.root) else path)
 
 
 def _facts(
-    settings: ModelConfig, config: TrainConfig, split: str, annotations: AnnotationSet, main: Analysis
+    model: Judged, settings: ModelConfig, config: TrainConfig, split: str, main: Analysis
 ) -> dict[str, str | float]:
     return {
         "model": f"{settings.model_name or 'a network'} at {settings.resolution} px",
-        "weights": str(settings.pretrain_weights or "in memory"),
+        "weights": model.origin,
         "data set": str(source_of(config, settings)),
         "split": split,
-        "pictures": len(annotations),
+        "pictures": main.evaluator.ground_truth.num_images,
         "objects": main.objects,
         "date": datetime.datetime.now().isoformat(sep=" ", timespec="minutes"),
         "rfdetr": rfdetr.__version__,
@@ -169,10 +200,9 @@ def _worst(
         kept, classes = alone.known(found["labels"])
         scores, boxes = (found[name].float().cpu().numpy()[kept] for name in ("scores", "boxes"))
         outcome, of_objects = own.outcome(index, scores, classes)
-        path = annotations.path(index)
         yield WorstPicture(
-            name=str(path.relative_to(annotations.root) if path.is_relative_to(annotations.root) else path),
-            pixels=decode_bytes(annotations.read(index), str(path)),
+            name=picture_name(annotations, index),
+            pixels=decode_bytes(annotations.read(index), str(annotations.path(index))),
             truth_boxes_xyxy_px=truth.boxes_xywh_px[rows] @ TO_XYXY,
             truth_labels=truth.label[rows],
             truth_outcome=of_objects,
@@ -203,16 +233,19 @@ def read_for(model: Judged, config: TrainConfig, split: str) -> AnnotationSet:
             f"{annotations.source}, {annotations.class_names}; give the model's name of each of them"
         )
     label_of = dict(zip(model.class_names, model.class_labels, strict=False))
-    if model.has_names:
+    labels = [label_of.get(name, -1) for name in names]
+    if names == model.class_names:
+        labels = list(model.class_labels)  # also where two classes have the same name
+    elif model.has_names:
         _check_names(names, label_of, annotations)
     else:
-        # Nobody knows what its classes are called, so that they are what their places say.
-        label_of = dict(zip(names, annotations.categories.labels, strict=True))
+        logger.info("the model does not know what its classes are called, so that they are compared by number")
+        labels = list(annotations.categories.labels)
         if (wanted := annotations.categories.num_classes) > model.config.num_classes:
             raise ValueError(f"{annotations.source} has {wanted} classes, the model {model.config.num_classes}")
         if counts:
             return source.read(split, schema=counts)
-    labels, schema = [label_of[name] for name in names], annotations.schema
+    schema = annotations.schema
     if schema is not None:
         own = annotations.categories.labels
         here, there = ([c[n] if n < len(c) else 0 for n in of] for c, of in ((schema.counts, own), (counts, labels)))

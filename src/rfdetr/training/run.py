@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from rfdetr.checkpoints.load import read_checkpoint
 from rfdetr.config import TrainConfig
 from rfdetr.datasets.annotations import AnnotationSet
 from rfdetr.datasets.loader import BadPictures
@@ -70,6 +71,7 @@ def _is_finished(this: Run) -> bool:
     logger.warning("%s is finished: it has %d of %d epochs", this.resumed, min(this.state.epoch, epochs), epochs)
     merge_adapters_(this.model.model)
     this.model.load_weights(total)
+    this.model.thresholds = read_checkpoint(total).thresholds
     return True
 
 
@@ -110,7 +112,7 @@ def _list_bad(this: Run, bad: list[BadPictures]) -> None:
     if lines:
         suffix = f"_process_{this.processes.rank}" if this.processes.rank else ""
         path = this.folder / f"bad_pictures{suffix}.txt"
-        path.write_text("".join(lines), encoding="utf-8")
+        path.write_text("".join(lines), encoding="utf-8", errors="backslashreplace")
         logger.warning("%d pictures could not be decoded and were left out; they are listed in %s", len(lines), path)
 
 
