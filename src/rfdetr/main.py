@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import signal
 import threading
 import warnings
@@ -212,6 +213,11 @@ class Model:
         """
         from rfdetr.training.launch import helpers
 
+        if getattr(multiprocessing.current_process(), "_inheriting", False):
+            raise RuntimeError(
+                "a loading process runs the script again, and would train once more: put the code of the script under "
+                "`if __name__ == '__main__':`, or give num_workers=0"
+            )
         callbacks = check_callbacks(callbacks)
         changes = {name: settings.pop(name) for name in CHANGES if settings.get(name) is not None}
         if "resolution" in changes:

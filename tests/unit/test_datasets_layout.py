@@ -9,6 +9,7 @@ from PIL import Image
 
 from rfdetr.datasets.annotations import Categories
 from rfdetr.datasets.layout import detect_format, find_given, find_split, has_split, read_place, read_split
+from rfdetr.datasets.source import DataSource
 
 BOX = {"id": 1, "image_id": 1, "category_id": 3, "bbox": [10, 10, 20, 20]}
 
@@ -206,3 +207,76 @@ def test_yolo_split_has_to_have_the_classes_of_the_train_split(tmp_path):
     assert read_split(tmp_path, "train", categories=categories).class_names == ["a", "b"]
     with pytest.raises(ValueError, match=r"data.yaml: classes are \['a', 'b'\], but the given categories are \['b'\]"):
         read_split(tmp_path, "train", categories=Categories((0,), ("b",)))
+
+
+# File and picture folder of projects as labelling tools export them, without splits.
+LONE = [
+    ("annotations/instances_default.json", "images/default"),  # CVAT
+    ("result.json", "images"),  # Label Studio
+    ("labels.json", "data"),  # FiftyOne
+    ("train/_annotations.coco.json", "train/images"),
+]
+
+
+@pytest.mark.parametrize(("file", "pictures"), LONE)
+def test_exports_of_labelling_tools_are_found(tmp_path, file, pictures):
+    write_coco(tmp_path / file, tmp_path / pictures)
+    (tmp_path / "._train.json").write_bytes(b"\x00\x05\x16\x07")
+    assert read_split(tmp_path, "train").path(0).is_file()
+    assert not has_split(tmp_path, "valid")
+
+
+def test_pictures_are_taken_from_the_folder_that_has_most_of_them(tmp_path):
+    for split, folder in (("train", "images"), ("train", "train"), ("val", "val")):
+        write_coco(tmp_path / f"my_{split}.json", tmp_path / folder)
+    assert read_split(tmp_path, "train").path(0).parent.name == "train"
+    assert read_split(tmp_path, "valid").path(0).parent.name == "val"
+
+
+def test_names_from_windows(tmp_path):
+    write_coco(tmp_path / "train.json", tmp_path / "images" / "deep")
+    file = tmp_path / "train.json"
+    file.write_text(file.read_text().replace("a.png", "images\\\\deep\\\\a.png"))
+    assert read_split(tmp_path, "train").path(0) == tmp_path / "images" / "deep" / "a.png"
+
+
+def test_the_nearest_description_says_what_the_labels_mean(tmp_path):
+    for name, classes in (("one", "[a, b]"), ("two", "[b, a]")):
+        write_yolo(tmp_path / name, "train")
+        (tmp_path / name / "data.yaml").write_text(f"names: {classes}\n")
+    place = find_given(tmp_path / "two" / "train" / "images", "valid", around=tmp_path / "one")
+    assert place.file == tmp_path / "two" / "data.yaml"
+
+
+def test_a_file_is_no_data_set(tmp_path):
+    write_coco(tmp_path / "train.json", tmp_path / "train")
+    with pytest.raises(ValueError, match=r"train.json is a file and no description.*give its folder, or train="):
+        read_split(tmp_path / "train.json", "train")
+
+
+def test_a_joined_data_set_needs_its_train_split(tmp_path):
+    write_roboflow(tmp_path / "one", "train")
+    write_roboflow(tmp_path / "two", "valid")
+    source = DataSource([tmp_path / "one", tmp_path / "two"], {})
+    with pytest.raises(FileNotFoundError, match=r"no train split in .*two$"):
+        source.read("train")
+    assert len(source.read("valid")) == 1
+
+
+def test_category_ids_as_labels_of_a_split_given_as_a_path(tmp_path):
+    write_roboflow(tmp_path, "train")
+    given = {"train": [tmp_path / "train"]}
+    assert DataSource([], given, "coco").read("train").labels.tolist() == [3]
+    with pytest.raises(ValueError, match="takes the category ids as labels, but data sets are joined by name"):
+        DataSource([tmp_path, tmp_path], {}, "o365").read("train")
+
+
+def test_a_category_that_means_something_else_in_valid_is_refused(tmp_path):
+    write_roboflow(tmp_path, "train")
+    write_roboflow(tmp_path, "valid", names=("bird", "b"))
+    train = read_split(tmp_path, "train")
+    with pytest.raises(ValueError, match=r"category 3 is 'bird' and has objects, but in the train split it is 'a'"):
+        read_split(tmp_path, "valid", categories=train.categories)
+    write_roboflow(tmp_path, "valid", names=("A", "b"))
+    with pytest.warns(UserWarning, match="named otherwise"):
+        read_split(tmp_path, "valid", categories=train.categories)

@@ -38,9 +38,18 @@ def test_every_mode_becomes_rgb_as_pillow_converts_it(mode):
     data = encoded(image, "TIFF" if mode in ("I", "CMYK", "YCbCr", "F") else "PNG")
     with Image.open(io.BytesIO(data)) as again:
         expected = np.asarray(again.convert("RGB"))
+    if mode == "I;16":
+        # Pillow would cut off what is above 255.
+        expected = np.repeat((np.asarray(deep) // 256).astype(np.uint8)[..., None], 3, axis=2)
     found = decode_bytes(data, "x")
     assert (found.shape, found.dtype) == ((13, 17, 3), np.uint8)
     assert np.array_equal(found, expected)
+
+
+def test_fractions_are_refused():
+    data = encoded(Image.fromarray(np.full((4, 4), 0.5, np.float32)), "TIFF")
+    with pytest.raises(ValueError, match="picture x cannot be decoded: its pixels are fractions; save it with 8 or 16"):
+        decode_bytes(data, "x")
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])

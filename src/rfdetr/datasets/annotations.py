@@ -7,6 +7,7 @@ import io
 import os
 import warnings
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -265,8 +266,14 @@ def name_repairs(names: tuple[str, ...], source: Path) -> list[Repair]:
     return [Repair("class names that several classes share", len(twice), f"'{twice[0]}' in {source.name}")]
 
 
-def agree_categories(trained: Categories | None, own: Categories, source: Path) -> tuple[Categories, list[Repair]]:
-    """The classes that count for a split: those of the train split where given; ValueError if the two contradict."""
+def agree_categories(
+    trained: Categories | None, own: Categories, source: Path, used: Collection[int] = ()
+) -> tuple[Categories, list[Repair]]:
+    """The classes that count for a split: those of the train split where given; ValueError if the two contradict.
+
+    Args:
+        used: ids that objects of the split have.
+    """
     if trained is None:
         return own, name_repairs(own.names, source)
     if trained.raw_ids != own.raw_ids:
@@ -274,6 +281,15 @@ def agree_categories(trained: Categories | None, own: Categories, source: Path) 
     trained_name = dict(zip(trained.ids, trained.names, strict=True))
     other = [(i, name) for i, name in zip(own.ids, own.names, strict=True) if trained_name.get(i, name) != name]
     for category_id, name in other:
+        if (
+            category_id in used
+            and name.casefold() != trained_name[category_id].casefold()
+            and name not in trained.names
+        ):
+            raise ValueError(
+                f"{source}: category {category_id} is '{name}' and has objects, but in the train split it is "
+                f"'{trained_name[category_id]}'; give all splits the same categories"
+            )
         if name in trained.names:
             raise ValueError(
                 f"{source}: category {category_id} is '{name}', but in the train split it is "
@@ -286,11 +302,12 @@ def agree_categories(trained: Categories | None, own: Categories, source: Path) 
 
 
 def picture_size(path: Path | BinaryIO) -> tuple[int, int] | None:
-    """Height and width in the header; None for a damaged picture, which is reported when it is decoded."""
+    """Height and width in the header; None for a picture that is damaged or too large to be decoded."""
     try:
         with Image.open(path) as image:
-            return image.height, image.width
-    except (OSError, Image.DecompressionBombError):
+            too_large = Image.MAX_IMAGE_PIXELS is not None and image.height * image.width > Image.MAX_IMAGE_PIXELS
+            return None if too_large else (image.height, image.width)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning):
         return None
 
 

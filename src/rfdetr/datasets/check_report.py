@@ -170,4 +170,6 @@ def _describe(finding: Finding) -> str:
 
 
 def _wrap(text: str, indent: str) -> str:
-    return fill(text, WIDTH, initial_indent=indent, subsequent_indent="    ", break_on_hyphens=False)
+    # A path that is cut in two cannot be copied.
+    whole = {"break_on_hyphens": False, "break_long_words": False}
+    return fill(text, WIDTH, initial_indent=indent, subsequent_indent="    ", **whole)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import io
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from rfdetr.datasets.annotations import (
     Repair,
     Shards,
     agree_categories,
+    exists,
     has_extent,
     is_inside,
     missing_pictures,
@@ -58,7 +58,9 @@ def read_coco(
     """
     columns = Columns(annotation_file, masks, keypoints)
     document = read_object(annotation_file, {"images": columns.add_picture, "annotations": columns.add_object})
-    root = image_root if isinstance(image_root, Path) else _root_of(image_root, columns.names)
+    folders = [image_root] if isinstance(image_root, Path) else image_root
+    columns.names = [_with_slashes(name, folders) for name in columns.names]
+    root = _root_of(folders, columns.names)
     faults = Faults(annotation_file, lenient)
     there = _check_pictures(columns, document.get("images"), root, data_root or root, faults)
     return build(columns, document, root, there, categories, faults, raw_ids=raw_ids, schema=schema)
@@ -89,7 +91,7 @@ def build(
     entries, used = document.get("categories"), set(np.unique(columns.categories.whole()).tolist())
     own = read_categories(entries, used, file, raw_ids and not keypoints)
     own, points = _with_keypoints(own, entries, categories, schema, file) if keypoints else (own, None)
-    categories, found = agree_categories(categories, own, file)
+    categories, found = agree_categories(categories, own, file, used)
     labels = _labels(columns.categories, categories)
     boxes_xyxy = np.array(columns.boxes).reshape(-1, 4)
     with np.errstate(invalid="ignore", over="ignore"):  # no object with an infinite box is left below
@@ -159,11 +161,20 @@ def _with_keypoints(
     return replace(own, slots=slots), found
 
 
+def _with_slashes(name: Any, folders: Sequence[Path]) -> Any:
+    """A name as Windows writes it with its folders as they are here, unless there is a file of that very name."""
+    if not isinstance(name, str) or "\\" not in name or any(exists(folder / name) for folder in folders):
+        return name
+    return name.replace("\\", "/")
+
+
 def _root_of(folders: Sequence[Path], names: list[Any]) -> Path:
-    """The first folder that has one of the first pictures, else the first that exists."""
-    samples = [name for name in names[:10] if isinstance(name, str) and "\0" not in name]
-    holding = (folder for folder in folders if any(os.path.isfile(folder / name) for name in samples))  # noqa: PTH113
-    return next(holding, None) or next((folder for folder in folders if folder.is_dir()), folders[0])
+    """The folder that has most of some pictures from all over the file, else the first that exists."""
+    samples = [name for name in names[:: max(1, len(names) // 20)] if isinstance(name, str) and "\0" not in name]
+    hits = [sum(exists(folder / name) for name in samples) for folder in folders]
+    if max(hits, default=0):
+        return folders[hits.index(max(hits))]
+    return folders[0] if len(folders) == 1 else next((folder for folder in folders if folder.is_dir()), folders[0])
 
 
 def _check_pictures(columns: Columns, given: Any, image_root: Path, data_root: Path, faults: Faults) -> np.ndarray:

@@ -54,17 +54,35 @@ def decode_reduced(data: bytes, name: str, reduction: Callable[[HW], int]) -> tu
     try:
         with Image.open(io.BytesIO(data)) as image:
             if _is_bomb(image.width * image.height):
-                raise ValueError(f"{image.width} x {image.height} pixels exceed PIL.Image.MAX_IMAGE_PIXELS")
+                raise ValueError(
+                    f"{image.width} x {image.height} pixels exceed PIL.Image.MAX_IMAGE_PIXELS, which can be raised"
+                )
             hw = image.height, image.width
             factor = reduction(hw)
             small = reduced(hw, factor)
             if factor > 1:
                 # A JPEG is decoded at that size in a fraction of the time; other formats do nothing here.
                 image.draft("RGB", (hw[1] // factor, hw[0] // factor))
-            whole = image.convert("RGB")
+            whole = to_rgb(image)
             return np.array(whole if (whole.height, whole.width) == small else whole.reduce(factor)), hw
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(f"picture {name} cannot be decoded: {error}") from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """The picture in 8-bit RGB; of grey pictures of 16 bits the upper half counts, which Pillow would cut off.
+
+    Raises:
+        ValueError: its pixels are fractions, of which Pillow would make black.
+    """
+    if not image.mode.startswith(("I", "F")):
+        return image.convert("RGB")
+    values = np.asarray(image)
+    if image.mode == "F" and values.max(initial=0) <= 1:
+        raise ValueError("its pixels are fractions; save it with 8 or 16 bits")
+    if image.mode == "F" or values.max(initial=0) <= 255:
+        return image.convert("RGB")
+    return Image.fromarray((values >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
 
 
 def reduced(hw: HW, reduction: int) -> HW:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +21,11 @@ COCO_FILES = ("instances", "person_keypoints")
 COCO_PREFIXES = {"train": "train", "valid": "val", "test": "test"}
 # Words in the names of COCO's other files: captions_train2017.json and the like.
 OTHER_FILES = {"captions", "stuff", "panoptic", "info"}
+
+
+# What labelling tools call the file of a project: CVAT, Label Studio, FiftyOne, makesense and others.
+LONE_FILES = ("instances_default", "result", "labels", "annotations", "coco", "instances", "_annotations")
+_OTHER_SPLITS = [names for split, names in SPLIT_FOLDERS.items() if split != "train"]
 
 
 @dataclass(frozen=True)
@@ -87,7 +93,8 @@ def find_given(path: Path, split: str, around: Path | None = None, keypoints: bo
     Raises:
         FileNotFoundError, ValueError: there is nothing, or nothing that could be a split.
     """
-    path = Path(path).expanduser().resolve()
+    # A link counts by its own name.
+    path = Path(os.path.abspath(Path(path).expanduser()))  # noqa: PTH100
     if not path.exists():
         raise FileNotFoundError(f"{path}, given as the {split} split, does not exist")
     if path.is_file() and path.name.endswith(INDEX_ENDING):
@@ -100,10 +107,11 @@ def find_given(path: Path, split: str, around: Path | None = None, keypoints: bo
         if place := find_split(path, split, keypoints=keypoints):
             return place
         raise FileNotFoundError(_missing_split(path, split, "roboflow", keypoints))
-    files = sorted(path.glob("*.json")) if path.is_dir() else []
+    files = _json_files(path)
     if len(files) == 1:
         return _given_file(files[0], split, around)
-    for folder in [*([around] if around else []), *[path, *path.parents][path.is_file() : 4]]:
+    # What lies nearest says what the labels mean.
+    for folder in [*[path, *path.parents][path.is_file() : 4], *([around] if around else [])]:
         if yaml_file := find_yaml(folder):
             return Place("yolo", yaml_file, (path,), yaml_file.parent)
     raise ValueError(
@@ -189,7 +197,9 @@ def _existing(root: Path, dataset_file: str) -> Path:
     root = Path(root).expanduser().resolve()
     if not root.exists():
         raise FileNotFoundError(f"data set folder {root} does not exist")
-    return root if root.is_dir() or root.suffix in (".yaml", ".yml") else root.parent
+    if root.is_file() and root.suffix not in (".yaml", ".yml"):
+        raise ValueError(f"{root} is a file and no description of a data set; give its folder, or train={root.name!r}")
+    return root
 
 
 def _known(split: str) -> str:
@@ -217,15 +227,20 @@ def _kind(root: Path, dataset_file: str) -> str:
         raise FileNotFoundError(
             f"{root} is no data set in a known format: looked for train/{ROBOFLOW_FILE} or "
             f"annotations/instances_train*.json (COCO), {' or '.join(YAML_NAMES)} (YOLO) and train{INDEX_ENDING} "
-            f"(shards), found {_contents(root)}"
+            f"(shards), found {_contents(root)}{_other_yaml(root)}"
         )
     return kind
+
+
+def _other_yaml(root: Path) -> str:
+    files = [path for path in sorted(root.glob("*.y*ml")) if not path.name.startswith("._")]
+    return f"; if it is described by {files[0].name}, give that file instead of the folder" if files else ""
 
 
 def _find_roboflow(root: Path, split: str) -> Place | None:
     folders = [root / name for name in SPLIT_FOLDERS[split]]
     found = next((folder for folder in folders if (folder / ROBOFLOW_FILE).is_file()), None)
-    return Place("coco", found / ROBOFLOW_FILE, (found,), root) if found else None
+    return Place("coco", found / ROBOFLOW_FILE, (found, found / "images", root), root) if found else None
 
 
 def _find_coco_tree(root: Path, split: str, kind: str) -> Place | None:
@@ -246,7 +261,8 @@ def _only(files: Sequence[Path], split: str) -> Path | None:
     """The one file, or the one of the year that everybody uses."""
     original = [file for file in files if file.stem.endswith("2017")]
     if len(files) > 1 and len(original) != 1:
-        raise ValueError(f"several annotation files for the {split} split: {', '.join(map(str, files))}; keep one")
+        shown = ", ".join(map(str, files[:3])) + f", ... ({len(files)} files)" * (len(files) > 3)
+        raise ValueError(f"several annotation files for the {split} split: {shown}; keep one, or give {split}=FILE")
     return next(iter(original or files), None)
 
 
@@ -264,10 +280,21 @@ def _find_plain(root: Path, split: str, keypoints: bool) -> Place | None:
 def _plain_files(root: Path, split: str) -> list[Path]:
     """JSON files that are named after a split, or lie in a folder that is."""
     names = SPLIT_FOLDERS[split]
+    files = [file for folder in (root, root / "annotations") for file in _json_files(folder)]
+    files = [file for file in files if not set(_words(file)) & OTHER_FILES]
+    if named := [file for file in files if set(_words(file)) & set(names)]:
+        return named
     inside = [root / name for name in names] + [root / "annotations" / name for name in names]
-    files = [file for folder in (root, root / "annotations") for file in sorted(folder.glob("*.json"))]
-    named = [file for file in files if set(_words(file)) & set(names) and not set(_words(file)) & OTHER_FILES]
-    return named or [file for folder in inside for file in sorted(folder.glob("*.json"))]
+    if found := [file for folder in inside for file in _json_files(folder)]:
+        return found
+    # The one file of a tool that knows no splits is there to be trained on.
+    alone = split == "train" and len(files) == 1 and not any(set(_words(files[0])) & set(n) for n in _OTHER_SPLITS)
+    return [file for file in files if alone and file.stem in LONE_FILES]
+
+
+def _json_files(folder: Path) -> list[Path]:
+    # macOS leaves twins "._name" on foreign disks.
+    return sorted(file for file in folder.glob("*.json") if not file.name.startswith("._")) if folder.is_dir() else []
 
 
 def _words(file: Path) -> list[str]:
@@ -278,10 +305,9 @@ def _picture_folders(file: Path, root: Path, split: str) -> tuple[Path, ...]:
     """Where the pictures of a COCO file may lie."""
     name = file.stem.removeprefix("instances_").removeprefix("person_keypoints_")
     names = dict.fromkeys((name, *SPLIT_FOLDERS[split]))
-    folders = [file.parent, file.parent / "images"]
-    folders += [root / part / name for name in names for part in ("", "images", "data")]
+    folders = [file.parent, *(root / part / name for name in names for part in ("", "images", "data"))]
     folders += [root / name / part for name in names for part in ("images", "data")]
-    return (*folders, root / "images", root / "data", root)
+    return (*folders, file.parent / "images", root / "images", root / "data", root)
 
 
 def _given_file(file: Path, split: str, around: Path | None) -> Place:

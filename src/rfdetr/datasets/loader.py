@@ -141,13 +141,13 @@ class BadPictures:
     """Counts the pictures of a split that could not be decoded.
 
     Args:
-        limit: share of the split from which on they are an error.
+        world: processes that read the split, each a part of it.
     """
 
-    limit = 0.01
+    limit = 0.01  # the share from which on they are an error
 
-    def __init__(self, annotations: AnnotationSet) -> None:
-        self.annotations, self.found = annotations, dict[int, str]()
+    def __init__(self, annotations: AnnotationSet, world: int = 1) -> None:
+        self.annotations, self.world, self.found = annotations, world, dict[int, str]()
 
     def note(self, targets: Sequence[Mapping[str, Any]]) -> None:
         """Look into the targets of a batch.
@@ -159,7 +159,7 @@ class BadPictures:
             if index not in self.found:
                 self.found[index] = self._reason(index)
                 logger.warning("left out: %s", self.found[index])
-        if len(self.found) > self.limit * len(self.annotations):
+        if len(self.found) > self.limit * len(self.annotations) / self.world:
             raise ValueError(
                 f"{len(self.found)} of the {len(self.annotations)} pictures of {self.annotations.source} that were "
                 f"read cannot be used, which is more than {self.limit:.0%}; the first: "
@@ -235,7 +235,7 @@ class EvalOrder(Sampler[int]):
     """Every picture once, in sequence; of several processes each takes every `world`-th."""
 
     def __init__(self, size: int, rank: int = 0, world: int = 1) -> None:
-        self.positions = range(rank, size, world)
+        self.positions, self.world = range(rank, size, world), world
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -281,5 +281,5 @@ def make_loader(
         # A generator of its own: loading must not move the random numbers of the network.
         generator=own,
     )
-    loader.bad = BadPictures(pictures.annotations)
+    loader.bad = BadPictures(pictures.annotations, order.world)
     return loader

@@ -8,6 +8,8 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from rfdetr.datasets.annotations import AnnotationSet, Repair
 from rfdetr.datasets.shards import INDEX_ENDING
 from rfdetr.datasets.write import Lost, Pictures, coco_categories, coco_document
@@ -20,15 +22,18 @@ def pack(annotations: AnnotationSet, folder: Path, split: str, max_mb: float = S
 
     Raises:
         FileExistsError: the folder holds that split already.
-        ValueError: no picture can be read.
+        ValueError: a picture cannot be read.
     """
     folder.mkdir(parents=True, exist_ok=True)
     index_file = folder / f"{split}{INDEX_ENDING}"
     if there := sorted(folder.glob(f"{split}-*")):
         raise FileExistsError(f"{there[0]} exists, and nothing is overwritten; name another folder")
     lost, pictures = Lost(), Pictures(annotations, in_yolo=False)
-    if not pictures.indices:
-        raise ValueError(f"{annotations.source}: not one of its pictures can be read")
+    if bad := np.flatnonzero(~annotations.sizes.all(axis=1)).tolist():
+        raise ValueError(
+            f"{annotations.source}: {len(bad)} pictures cannot be read, the first is {annotations.path(bad[0])}; "
+            "`rfdetr check DATASET --fix OUT` writes the data set without them"
+        )
     document = coco_document(split, annotations, pictures, lost)
     objects: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in document["images"]}
     for entry in document["annotations"]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from rfdetr.datasets.annotations import AnnotationSet
 from rfdetr.datasets.keypoints import KeypointSchema, Wanted
 from rfdetr.datasets.layout import Place, find_given, find_split, read_place, read_split
 from rfdetr.datasets.merge import merge
+from rfdetr.log import logger
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,13 @@ class DataSource:
             return read_split(self.roots[0], split, self.dataset_file, categories, schema=schema, **asked)
         # Ids of different files say nothing about each other, so that their classes meet by name.
         places = self._places(split)
+        if self.dataset_file in ("coco", "o365"):
+            if len(places) > 1:
+                raise ValueError(
+                    f"dataset_file={self.dataset_file!r} takes the category ids as labels, but data sets are joined by "
+                    'name; leave it out, or give dataset_file="roboflow"'
+                )
+            places = [replace(place, raw_ids=place.format == "coco") for place in places]
         wanted = None if isinstance(schema, KeypointSchema) else schema
         parts = [read_place(place, split, schema=wanted if len(places) == 1 else None, **asked) for place in places]
         joined = parts[0] if len(parts) == 1 and train is None else merge(parts, train)
@@ -72,10 +80,13 @@ class DataSource:
         around = self.roots[0] if self.roots else None
         if paths := self.given.get(split):
             return [find_given(path, split, around, self.keypoints) for path in paths]
-        places = [place for root in self.roots if (place := self._find(root, split))]
-        if not places:
-            raise FileNotFoundError(f"no {split} split in {self}")
-        return places
+        places = [(root, self._find(root, split)) for root in self.roots]
+        missing = [root for root, place in places if place is None]
+        if len(missing) == len(places) or (missing and split == "train"):
+            raise FileNotFoundError(f"there is no {split} split in {', '.join(map(str, missing)) or 'nothing'}")
+        if missing:
+            logger.info("%s: no %s split, so that of the others counts", ", ".join(map(str, missing)), split)
+        return [place for _, place in places if place is not None]
 
     def _find(self, root: Path, split: str) -> Place | None:
         return find_split(root, split, self.dataset_file, self.keypoints)

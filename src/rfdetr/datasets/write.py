@@ -111,7 +111,7 @@ class Pictures:
     def _safe_name(self, index: int) -> str:
         """The relative name; the bare one where the picture is not in the folder of the data set."""
         path, shards = Path(os.path.normpath(relative_name(self.annotations, index))), self.annotations.shards
-        if shards is not None and shards.number[index] >= 0:
+        if shards is not None and shards.number[index] >= 0 and path.parts[0].endswith(".tar"):
             path = path.relative_to(path.parts[0])
         name = path.name if path.is_absolute() or path.parts[0] == ".." else path.as_posix()
         if self.in_yolo or self.annotations.normalized[index]:

@@ -216,7 +216,7 @@ def _find_pictures(
 def _collect(sources: list[Path], root: Path) -> tuple[list[tuple[str, str]], list[Repair]]:
     """Picture and label paths of a split, by picture path; and a repair for label files without a picture."""
     pairs: set[tuple[str, str]] = set()
-    orphans: list[str] = []
+    orphans, without = list[str](), list[str]()
     for source in sources:
         found = set(_listed_pairs(source, root) if source.is_file() else _folder_pairs(source))
         labels = {label for _, label in found}
@@ -226,12 +226,23 @@ def _collect(sources: list[Path], root: Path) -> tuple[list[tuple[str, str]], li
             raise FileNotFoundError(
                 f"no labels for the pictures of {source}: there is no folder {min(folders)}, so all would be background"
             )
+        bare = {folder for folder in folders if not Path(folder).is_dir()}
+        without += sorted(picture for picture, label in found if label.rpartition("/")[0] in bare)
         if source.is_dir():
             written = {f"{folder}/{name}" for folder, names in listings.items() for name in names}
-            orphans += sorted(path for path in written - labels if _is_label_file(path))
+            alone = sorted(path for path in written - labels if _is_label_file(path))
+            if len(alone) >= max(2, len(found) / 2) and not written & labels:
+                raise FileNotFoundError(
+                    f"not one of the {len(alone)} label files of {source} belongs to one of its {len(found)} pictures, "
+                    f"the first is {alone[0]}; a label file has the name of its picture, with .txt"
+                )
+            orphans += alone
         pairs |= found
-    repairs = [Repair("label files without a picture, ignored", len(orphans), orphans[0])] if orphans else []
-    return sorted(pairs), repairs
+    kinds = (
+        ("label files without a picture, ignored", orphans),
+        ("pictures whose folder has no folder of labels, taken as background", without),
+    )
+    return sorted(pairs), [Repair(kind, len(paths), paths[0]) for kind, paths in kinds if paths]
 
 
 def _present(pairs: list[tuple[str, str]], root: Path, faults: Faults) -> list[tuple[str, str]]:
@@ -254,15 +265,23 @@ def _present(pairs: list[tuple[str, str]], root: Path, faults: Faults) -> list[t
 
 def _is_label_file(path: str) -> bool:
     # Labelling tools leave the class names in classes.txt beside the labels.
-    return path.endswith(".txt") and not path.endswith("/classes.txt")
+    return path.endswith(".txt") and not path.endswith("/classes.txt") and "/._" not in path
 
 
 def _folder_pairs(folder: Path) -> Iterator[tuple[str, str]]:
     pictures = folder / "images" if (folder / "images").is_dir() else folder
-    for place, _, names in os.walk(pictures):
+    seen: set[str] = set()
+    for place, folders, names in os.walk(pictures, followlinks=True):
+        # Links may lead in circles.
+        real = os.path.realpath(place)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
         place = Path(place).as_posix()
         for name in names:
-            if name.lower().endswith(PICTURE_SUFFIXES):
+            # macOS leaves twins "._name" on foreign disks.
+            if name.lower().endswith(PICTURE_SUFFIXES) and not name.startswith("._"):
                 yield f"{place}/{name}", _label_path(place, name)
 
 
@@ -272,6 +291,7 @@ def _listed_pairs(file: Path, root: Path) -> Iterator[tuple[str, str]]:
         entry = line.strip()
         if not entry:
             continue
+        entry = entry if exists(file.parent / entry) else entry.replace("\\", "/")
         picture = Path(os.path.normpath(file.parent / entry))
         if not Path(entry).is_absolute() and not is_inside(picture, root):
             raise ValueError(f"{file}: '{entry}' leads out of the data set folder {root}; give the absolute path")

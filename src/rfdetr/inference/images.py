@@ -15,7 +15,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from rfdetr.datasets.decode import decode_bytes
+from rfdetr.datasets.decode import decode_bytes, to_rgb
 
 _HINT = "divide by 255 to get values in 0..1, or pass uint8"
 
@@ -90,8 +90,8 @@ def _decoded(data: bytes, where: str) -> Tensor:
 
 def _from_pillow(image: Image.Image, where: str) -> Tensor:
     try:
-        return torch.from_numpy(np.array(image.convert("RGB")))
-    except OSError as error:  # Pillow reads the pixels of a file only now
+        return torch.from_numpy(np.array(to_rgb(image)))
+    except (OSError, ValueError) as error:  # Pillow reads the pixels of a file only now
         raise UnidentifiedImageError(f"{where} cannot be decoded: {error}") from error
 
 

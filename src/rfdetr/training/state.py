@@ -257,7 +257,7 @@ def resume_generators(checkpoint: Checkpoint, processes: Processes) -> list[str]
 
 def set_aside(folder: Path, names: Sequence[str] = OF_A_RUN) -> Path | None:
     """Move the files of an earlier run, or some others, to a folder of their own, so that none is lost or mistaken."""
-    numbered = _numbered(folder) if names is OF_A_RUN else []
+    numbered = [*_numbered(folder), *folder.glob("bad_pictures_process_*.txt")] if names is OF_A_RUN else []
     left = [path for path in (*(folder / name for name in names), *numbered) if path.exists()]
     if not left:
         return None
