@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 TASK ?= detect
 WEIGHTS ?=
+EPOCHS ?=
 PUBLISHED ?=
 
 .PHONY: setup demo test slow parity check fix bench docs clean
@@ -20,7 +21,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 demo: $(STAMP)
-	$(BIN)/rfdetr demo --task $(TASK) $(if $(WEIGHTS),--weights $(WEIGHTS))
+	$(BIN)/rfdetr demo --task $(TASK) $(if $(WEIGHTS),--weights $(WEIGHTS)) $(if $(EPOCHS),--epochs $(EPOCHS))
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 -m "not slow"

@@ -208,9 +208,9 @@ def test_damage_is_an_error_that_names_the_file_or_a_listed_repair(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("damaged", [damaged_coco, damaged_yolo])
-def test_a_thousand_damaged_files(damaged: Callable[[Path, range], int], tmp_path: Path) -> None:
-    assert damaged(tmp_path, range(100, 1100)) > 200
+@pytest.mark.parametrize(("damaged", "files"), [(damaged_coco, 1000), (damaged_yolo, 250)])
+def test_a_thousand_damaged_files(damaged: Callable[[Path, range], int], files: int, tmp_path: Path) -> None:
+    assert damaged(tmp_path, range(100, 100 + files)) > files / 5
 
 
 def test_single_objects_and_missing_pictures_are_left_out_where_that_is_asked(tmp_path: Path) -> None:
