@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -227,10 +228,7 @@ def test_thresholds_of_a_run_are_in_its_best_checkpoint(tmp_path: Path) -> None:
 
 def test_classes_meet_by_name_or_are_refused(judged: tuple[Any, Path, dict[str, float]], tmp_path: Path) -> None:
     model, data, metrics = judged
-    folder = tmp_path / "renamed"
-    (folder / "valid").mkdir(parents=True)
-    for path in (data / "valid").iterdir():
-        (folder / "valid" / path.name).write_bytes(path.read_bytes())
+    folder = shutil.copytree(data, tmp_path / "renamed")
     file = folder / "valid" / "_annotations.coco.json"
     document = json.loads(file.read_text())
     # Another order of the ids, and the same names.
@@ -317,10 +315,7 @@ def test_thresholds_of_classes_that_are_not_there_stay(
     model, data, _ = judged
     model.evaluate(data, split="val", num_workers=0)
     before = model.model.thresholds
-    folder = tmp_path / "part"
-    (folder / "valid").mkdir(parents=True)
-    for path in (data / "valid").iterdir():
-        (folder / "valid" / path.name).write_bytes(path.read_bytes())
+    folder = shutil.copytree(data, tmp_path / "part")
     file = folder / "valid" / "_annotations.coco.json"
     document = json.loads(file.read_text())
     # The mean over the classes is another one then, and so is the threshold of b alone.

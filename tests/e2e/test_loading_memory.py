@@ -113,7 +113,7 @@ def measured(tmp_path: Path, root: Path, context: str, workers: int, task: str =
 
 
 # Polygons are copied once, into the order of the pictures.
-@pytest.mark.parametrize(("task", "peak"), [("boxes", 300)])
+@pytest.mark.parametrize(("task", "peak"), [("boxes", 300), ("masks", 480)])
 def test_a_million_objects_and_eight_workers(million: Path, tmp_path: Path, task: str, peak: int) -> None:
     found = measured(tmp_path, million, "fork", 8, task)
     print(found)

@@ -17,6 +17,7 @@ from rfdetr.config import ModelConfig, TrainConfig
 from rfdetr.datasets.annotations import AnnotationSet
 from rfdetr.datasets.batch import collate
 from rfdetr.datasets.build import build_eval_loader
+from rfdetr.datasets.check import relative_name
 from rfdetr.datasets.decode import decode_bytes
 from rfdetr.datasets.loader import Pictures
 from rfdetr.datasets.merge import with_labels
@@ -119,7 +120,7 @@ def evaluate_split(
         set_aside(folder, REPORT)
         worst = _worst(model, config, runtime, loader.dataset, evaluation, main)
         facts = _facts(model, settings, config, split, main)
-        page = write_report(folder, analyses, facts, worst, lambda index: picture_name(annotations, index))
+        page = write_report(folder, analyses, facts, worst, lambda index: relative_name(annotations, index))
         logger.info("the report is in %s", page)
     ground_truth.cache_clear()
     return {f"{split}/{name}": value for name, value in _metrics(stats, main).items()}
@@ -153,12 +154,6 @@ def _check_folder(folder: Path) -> None:
         name not in REPORT and not name.startswith("earlier_") for name in names
     ):
         raise FileExistsError(f"{folder} holds something else than a report, and nothing is overwritten; name another")
-
-
-def picture_name(annotations: AnnotationSet, index: int) -> str:
-    """Path of a picture in its data set."""
-    path = annotations.path(index)
-    return str(path.relative_to(annotations.root) if path.is_relative_to(annotations.root) else path)
 
 
 def _facts(
@@ -201,7 +196,7 @@ def _worst(
         scores, boxes = (found[name].float().cpu().numpy()[kept] for name in ("scores", "boxes"))
         outcome, of_objects = own.outcome(index, scores, classes)
         yield WorstPicture(
-            name=picture_name(annotations, index),
+            name=relative_name(annotations, index),
             pixels=decode_bytes(annotations.read(index), str(annotations.path(index))),
             truth_boxes_xyxy_px=truth.boxes_xywh_px[rows] @ TO_XYXY,
             truth_labels=truth.label[rows],
