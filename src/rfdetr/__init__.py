@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         RFDETRXLarge,
         from_checkpoint,
     )
+    from rfdetr.loading import load
 
 # Public names and where they are defined; they are imported at first use, so that `import rfdetr` costs nothing.
 _PUBLIC = {
@@ -49,6 +50,7 @@ _PUBLIC = {
     "RFDETRSmall": "detr",
     "RFDETRXLarge": "detr",
     "from_checkpoint": "detr",
+    "load": "loading",
 }
 
 __all__ = [
@@ -71,6 +73,7 @@ __all__ = [
     "RFDETRXLarge",
     "__version__",
     "from_checkpoint",
+    "load",
 ]
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import rfdetr
+from rfdetr.inference.command import add_predict
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -24,6 +25,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_check(commands)
     _add_evaluate(commands)
     _add_pack(commands)
+    add_predict(commands)
     return parser
 
 

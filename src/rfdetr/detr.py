@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,18 +15,14 @@ from rfdetr.checkpoints.download import find_weights
 from rfdetr.checkpoints.identify import class_name, identify
 from rfdetr.checkpoints.load import read_checkpoint
 from rfdetr.config import ModelConfig, TrainConfig
-from rfdetr.datasets.transforms import MEAN, STD, normalise, to_network_size
-from rfdetr.inference.images import check_shape, load_images
-from rfdetr.inference.masks import check_format
-from rfdetr.inference.results import to_result
-from rfdetr.main import CHANGES, DEFAULT_THRESHOLD, Model
+from rfdetr.datasets.network_input import MEAN, STD
+from rfdetr.inference.predictor import Predictor, Runner, check_shape
+from rfdetr.log import logger
+from rfdetr.main import CHANGES, Model
 from rfdetr.training.callbacks import by_event
 
-# Pictures per forward pass of a long list.
-CHUNK = 32
 
-
-class RFDETR:
+class RFDETR(Predictor):
     """A detector.
 
     Args:
@@ -74,61 +70,65 @@ class RFDETR:
         """Names of the classes; label i is name i, except for COCO's category ids (`rfdetr.assets.coco_classes`)."""
         return self.model.class_names
 
-    def predict(
+    def _runner(self) -> Runner:
+        from rfdetr.inference.network import NetworkRunner
+
+        return NetworkRunner(self.model)
+
+    def inference(
         self,
-        images: Any,
-        threshold: float | str | Mapping[str, float] = DEFAULT_THRESHOLD,
-        shape: Sequence[int] | None = None,
-        patch_size: int | None = None,
-        include_source_image: bool = True,
+        compile: bool = True,
+        batch_size: int = 1,
+        dtype: torch.dtype | str = torch.float32,
         *,
-        mask_format: str = "dense",
-        batch_size: int = CHUNK,
-    ) -> Any:
-        """Find objects.
+        inplace: bool = False,
+        compile_backend: str = "torchscript",
+    ) -> None:
+        """Prepare `predict` for speed; any number of pictures and any shape still work afterwards.
+
+        On a CPU `predict` is as fast as it gets in float32 already. On a GPU it is captured as one CUDA graph per input
+        shape, which spares the launches of hundreds of kernels.
 
         Args:
-            images: a path, URL, bytes, file, PIL image, array (H, W, 3) or tensor (3, H, W), RGB, or a list of them.
-                Numbers are uint8, or floats in 0..1.
-            threshold: detections with a score above it are returned; a dict gives some classes their own by name, the
-                others 0.5; "auto" takes the ones with the best F1 of `evaluate()` or of the training's validation.
-            shape: height and width of the network input, multiples of patch size x windows; default the resolution.
-            patch_size: must be the model's, if given.
-            include_source_image: keep the picture in `metadata["source_image"]`, for keypoints in `data`.
-            mask_format: "dense" gives masks as `mask`; in less memory "rle" as `data["rle"]`, like COCO's files, and
-                "polygon" as `data["polygons"]`.
-            batch_size: pictures per forward pass of a list.
+            compile: capture graphs on a GPU.
+            batch_size: pictures that the first graph is captured for.
+            dtype: precision of encoder and projectors; the decoder stays in float32. A CPU without units for it is
+                slower in half precision: then a warning says so, and it stays in float32.
+            inplace: give up the float32 weights of what is converted; `train`, `export` and uploads are errors then.
+            compile_backend: accepted for older scripts; there is one way.
 
-        Returns:
-            `supervision.Detections` with boxes in pixels of the picture, best first, or of keypoint models
-            `supervision.KeyPoints`; a list of them for a list.
+        Raises:
+            TypeError, ValueError: options that are not allowed.
         """
-        config = self.model.config
-        if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size} must be at least 1")
-        if patch_size is not None and patch_size != config.patch_size:
-            raise ValueError(f"patch_size={patch_size} is not the model's, {config.patch_size}")
-        check_format(mask_format, config.segmentation_head)
-        hw = check_shape(shape, config.block_size) if shape is not None else (config.resolution, config.resolution)
-        pictures, single = load_images(images)
-        limits = self.model.limits(threshold)
-        lowest = limits if isinstance(limits, float) else min(limits)
-        module = self.model.ready().eval()
-        names, hidden = self.model.name_of_label(), self.model.hidden_labels()
-        results = []
-        for start in range(0, len(pictures), batch_size):
-            chunk = pictures[start : start + batch_size]
-            sizes = [(picture.shape[0], picture.shape[1]) for picture in chunk]
-            with torch.inference_mode():
-                inputs = torch.stack([to_network_size(picture.to(self.model.device), hw) for picture in chunk])
-                outputs = module(normalise(inputs), last_only=True, whole_masks=False)
-                found = self.model.postprocess(outputs, torch.tensor(sizes), lowest, enlarge_masks=False)
-            sources = chunk if include_source_image else [None] * len(chunk)
-            results += [
-                to_result(one, limits, names, hidden, size, source, mask_format)
-                for one, size, source in zip(found, sizes, sources, strict=True)
-            ]
-        return results[0] if single else results
+        from rfdetr.inference.optimised import to_dtype
+
+        kind = to_dtype(dtype)
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"batch_size={batch_size!r} must be a positive whole number")
+        if compile_backend not in ("torchscript", "inductor"):
+            raise ValueError(f"compile_backend={compile_backend!r} must be 'torchscript' or 'inductor'")
+        if inplace and compile:
+            raise ValueError("inplace=True needs compile=False")
+        self.model.refuse_inplace("inference()")
+        self.model.optimise(kind, compile=compile, batch_size=batch_size, inplace=inplace)
+
+    def optimize_for_inference(
+        self, compile: bool = True, batch_size: int = 1, dtype: torch.dtype | str = torch.float32
+    ) -> None:
+        """The older name of `inference`."""
+        self.inference(compile, batch_size, dtype)
+
+    def remove_optimized_model(self) -> None:
+        """Undo `inference`; after `inplace=True` there is nothing to go back to, and a warning says so."""
+        if self.model.is_optimised_inplace:
+            warnings.warn("inference(inplace=True) cannot be undone; build the model anew", stacklevel=2)
+            return
+        self.model.inference_model = None
+
+    @property
+    def is_optimized_inplace(self) -> bool:
+        """Whether `inference(inplace=True)` gave up the float32 weights."""
+        return self.model.is_optimised_inplace
 
     def train(self, **options: Any) -> None:
         """Fine-tune on a data set; afterwards the model holds the best weights.
@@ -178,46 +178,130 @@ class RFDETR:
     def export(
         self,
         output_dir: str | Path = "output",
-        *,
+        infer_dir: Any = None,
+        backbone_only: bool = False,
         opset_version: int = 17,
+        verbose: bool = True,
         shape: Sequence[int] | None = None,
-        batch_size: int = 1,
-        output_name: str = "inference_model",
+        batch_size: int | None = None,
+        dynamic_batch: bool | None = None,
+        patch_size: int | None = None,
+        format: str = "onnx",
+        quantization: str | None = None,
+        calibration_data: Any = None,
+        max_images: int = 100,
+        *,
+        postprocess: bool = False,
+        output_name: str | None = None,
+        notes: Any = None,
+        allow_drift: bool = False,
+        force: bool = False,
+        simplify: bool = False,
+        backend: str | None = None,
+        soc: str | None = None,
+        fp16: bool = True,
+        max_batch_size: int | None = None,
+        coreml_precision: str | None = None,
+        openvino_precision: str | None = None,
     ) -> Path:
-        """Write an ONNX file, compare it with the model, and return its path.
+        """Write the model as a file of another format, compare its detections with the model's, and return its path.
+
+        `rfdetr.load` opens the file. Its metadata say what it detects, and how near it is to the model.
 
         Args:
             output_dir: folder of the file; created when missing.
-            shape: height and width of the input, equal; default the resolution.
+            infer_dir, calibration_data: pictures to compare on, of which `max_images` are used; default drawn ones.
+            backbone_only: encoder and projector alone.
+            opset_version: of ONNX, 17 or more.
+            verbose: log what is done.
+            shape: height and width of the input; default the resolution.
             batch_size: pictures that the file takes at once.
-            output_name: name of the file without its suffix.
+            dynamic_batch: any number of pictures; default where the format can, unless `batch_size` is given.
+            patch_size: must be the model's, if given.
+            format: "onnx", "openvino", "tensorrt", "coreml", "tflite" or "executorch".
+            quantization: None; 8 bits are not offered, since detections do not survive them unharmed.
+            postprocess: the file gives boxes, scores and classes instead of the network's outputs.
+            output_name: name of the file without its suffix; default `inference_model`.
+            notes: anything that JSON can hold, for the metadata.
+            allow_drift: write a file that finds something else than the model.
+            force: replace a file of this name whatever it is; an earlier export of the same model always is.
+            simplify: let onnxslim fold the graph.
+            backend, soc: of ExecuTorch.
+            fp16: half precision, of TensorRT alone.
+            max_batch_size: the most pictures of a dynamic batch, of TensorRT.
+            coreml_precision, openvino_precision: "float32" (default) or "float16" for the weights.
 
         Raises:
-            ImportError: onnx is not installed.
-            ValueError: a model of masks or keypoints, or a shape that is not square or no multiple of the block size.
-            RuntimeError: the file computes something else than the model.
+            ImportError: a package is missing; the message has the pip command.
+            TypeError, ValueError, NotImplementedError: options that are not allowed or not of this format.
+            FileExistsError: something else has the name of the file.
+            RuntimeError: the file would find something else than the model, or the converter gave up.
+            OSError: the folder cannot be written to.
         """
-        from rfdetr.export import onnx
-        from rfdetr.export.graph import ExportGraph
-        from rfdetr.export.metadata import to_metadata
+        from rfdetr.export.options import read_options
+        from rfdetr.export.write import export
 
         config = self.model.config
-        if config.segmentation_head or config.use_grouppose_keypoints:
-            raise ValueError("exports hold boxes alone in this release; this model predicts masks or keypoints")
-        height, width = check_shape(shape or (config.resolution, config.resolution), config.block_size)
-        if height != width:
-            raise ValueError(f"shape=({height}, {width}): exports are square in this release")
-        path = Path(output_dir).expanduser() / f"{output_name}.onnx"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        onnx.write(
-            ExportGraph(self.model.model, height),
-            path,
-            side=height,
+        self.model.refuse_inplace("export()")
+        if patch_size is not None and patch_size != config.patch_size:
+            raise ValueError(f"patch_size={patch_size} is not the model's, {config.patch_size}")
+        hw = check_shape(shape or (config.resolution, config.resolution), config.block_size)
+        request = read_options(
+            format,
             batch_size=batch_size,
+            dynamic_batch=dynamic_batch,
+            max_batch_size=max_batch_size,
+            quantization=quantization,
             opset=opset_version,
-            metadata=to_metadata(self.model, height),
+            output_name="backbone_model" if backbone_only and output_name is None else output_name,
+            precisions={"openvino": openvino_precision, "coreml": coreml_precision, "tensorrt": fp16},
+            simplify=simplify,
+            backend=backend,
+            soc=soc,
         )
+        if backbone_only and postprocess:
+            raise ValueError("backbone_only=True has no detections that postprocess=True could give")
+        part = "backbone" if backbone_only else "final" if postprocess else "raw"
+        pictures = infer_dir if calibration_data is None else calibration_data
+        folder = Path(output_dir).expanduser()
+        options = {"part": part, "notes": notes, "pictures": pictures, "max_images": max_images}
+        path = export(self.model, folder, format, request, hw, allow_drift=allow_drift, force=force, **options)
+        if verbose:
+            logger.info("wrote %s", path)
         return path
+
+    def export_for_roboflow(self, output_dir: str | Path) -> Path:
+        """Write `weights.pt` and `class_names.txt`, as Roboflow's upload takes them; returns the folder.
+
+        Raises:
+            FileExistsError: the folder has one of the files, but is no earlier bundle.
+        """
+        from rfdetr.checkpoints import roboflow
+
+        return roboflow.write_bundle(self.model, output_dir)
+
+    def deploy_to_roboflow(
+        self,
+        workspace: str,
+        project_id: str,
+        version: int | str | None = None,
+        api_key: str | None = None,
+        size: str | None = None,
+    ) -> None:
+        """Upload the weights to a project of Roboflow.
+
+        Args:
+            version: of the data set; None is the newest.
+            api_key: default `ROBOFLOW_API_KEY` of the environment.
+            size: the model type; default that of the class.
+
+        Raises:
+            ImportError: the roboflow package is not installed.
+            ValueError, ConnectionError: what the service refuses, or that it cannot be reached.
+        """
+        from rfdetr.checkpoints import roboflow
+
+        roboflow.deploy(self.model, self.size, workspace, project_id, version, api_key, size)
 
     def __repr__(self) -> str:
         config = self.model.config

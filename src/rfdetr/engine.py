@@ -141,7 +141,7 @@ def _add_gradients(
     When memory runs out, the gradients of the step are computed again with each micro-batch cut in more pieces.
     """
     while True:
-        counted, broken = [], []
+        counted, broken, loss = [], [], math.nan
         try:
             micros = list(split(batch, accumulate))
             normalisers, shares = _normalisers(criterion, micros, runtime)

@@ -6,8 +6,7 @@ import multiprocessing
 import signal
 import threading
 import warnings
-from collections.abc import Mapping
-from numbers import Real
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +18,7 @@ from rfdetr.checkpoints import identify, load
 from rfdetr.checkpoints.download import find_weights, require_weights
 from rfdetr.checkpoints.names import to_internal
 from rfdetr.config import ModelConfig, TrainConfig, train_config_class
-from rfdetr.evaluation.f1 import unique_names
+from rfdetr.labels import Labels
 from rfdetr.log import logger
 from rfdetr.models import refit
 from rfdetr.models.build import build_model, build_postprocess, initialise
@@ -27,9 +26,6 @@ from rfdetr.models.detector import Detector
 from rfdetr.options import check_resolution
 from rfdetr.training.callbacks import Callbacks, check_callbacks
 from rfdetr.training.runtime import select_device
-
-# The score above which `predict` returns detections of classes that nobody said anything about.
-DEFAULT_THRESHOLD = 0.5
 
 
 class Model:
@@ -49,6 +45,9 @@ class Model:
         self.first_label = 0
         self.raw_labels: list[int] | None = None
         self.thresholds: dict[str, float] = {}
+        # What predict() runs in place of the network after inference() (`rfdetr.inference.optimised.Optimised`).
+        self.inference_model: Any = None
+        self.is_optimised_inplace = False
         self._trust = trust_checkpoint
         self._trained = False
         self._lock = threading.Lock()
@@ -132,37 +131,15 @@ class Model:
             return with_points
         return list(COCO_CLASSES) if self.is_coco else [self.first_label + i for i in range(len(self.class_names))]
 
+    @property
+    def labels(self) -> Labels:
+        """What the outputs of the class head are called, and their thresholds."""
+        count = self.config.num_classes + 1
+        return Labels(self.class_names, self.class_labels, count, self.hidden_labels(), self.thresholds)
+
     def name_of_label(self) -> list[str]:
         """A name for every output of the class head: "" where there is none."""
-        named = dict(zip(self.class_labels, self.class_names, strict=False))
-        for hidden in self.hidden_labels():
-            named.setdefault(hidden, "__background__")
-        return [named.get(label, "") for label in range(self.config.num_classes + 1)]
-
-    def limits(self, threshold: float | str | Mapping[str, float]) -> float | list[float]:
-        """What `predict` was given as its threshold, as one number or one for every output of the class head.
-
-        Raises:
-            ValueError: "auto" without an evaluation before, a class that is not known, or another kind of value.
-        """
-        if isinstance(threshold, Real) and threshold == threshold:
-            return float(threshold)
-        names = unique_names(self.class_names)
-        if isinstance(threshold, str) and threshold == "auto":
-            threshold = {name: value for name, value in self.thresholds.items() if name in names}
-            if not threshold:
-                raise ValueError(
-                    "threshold='auto' takes the best threshold of each class, which nothing has measured for these "
-                    "weights and classes: call evaluate() first, or load a checkpoint_best_total.pth of train()"
-                )
-        if not isinstance(threshold, Mapping) or not all(_is_number(value) for value in threshold.values()):
-            raise ValueError(f"threshold={threshold!r} must be a number, 'auto', or a dict of numbers by class name")
-        if unknown := [name for name in threshold if name not in names]:
-            raise ValueError(f"threshold has {unknown}; the model's classes are {', '.join(names)}")
-        limits = [DEFAULT_THRESHOLD] * (self.config.num_classes + 1)
-        for name, label in zip(names, self.class_labels, strict=False):
-            limits[label] = float(threshold.get(name, DEFAULT_THRESHOLD))
-        return limits
+        return self.labels.names()
 
     def hidden_labels(self) -> list[int]:
         """The outputs that are no class and not reported; none where category ids are labels, as in COCO's heads."""
@@ -185,9 +162,36 @@ class Model:
     def ready(self) -> Detector:
         """The network on its device; it is moved at the first use, not at construction."""
         with self._lock:
-            if next(self.model.parameters()).device != self.device:
+            if any(parameter.device != self.device for parameter in self.model.parameters()):
                 self.model.to(self.device)
         return self.model
+
+    def for_prediction(self) -> Callable[..., dict[str, Any]]:
+        """What computes the outputs for `predict`: the network in eval mode, or what `inference` made of it."""
+        made = self.inference_model
+        if made is not None:
+            if not self.is_optimised_inplace and not made.is_of(self.model):
+                # Somebody wrote to the weights: the copies in another precision follow.
+                made = self.inference_model = type(made)(self.ready(), made.dtype, made.graphs)
+            return made
+        network = self.ready()
+        return network.eval() if network.training else network
+
+    def optimise(self, dtype: torch.dtype, *, compile: bool, batch_size: int, inplace: bool) -> None:
+        """Prepare the network for prediction; see `RFDETR.inference`."""
+        from rfdetr.inference.optimised import optimise
+
+        self.inference_model = None
+        side, network = self.config.resolution, self.ready().eval()
+        example = torch.zeros(batch_size, self.config.num_channels, side, side, device=self.device)
+        self.inference_model = optimise(network, dtype, compile, example)
+        if inplace:
+            self.model, self.is_optimised_inplace = self.inference_model.network, True
+
+    def refuse_inplace(self, what: str) -> None:
+        """RuntimeError if the weights in full precision have been given up."""
+        if self.is_optimised_inplace:
+            raise RuntimeError(f"{what} needs the weights that inference(inplace=True) gave up; build the model anew")
 
     def reinitialize_detection_head(self, num_outputs: int) -> None:
         """Give the class heads `num_outputs` rows (classes + 1): old rows are cut or repeated in turn."""
@@ -218,6 +222,8 @@ class Model:
                 "a loading process runs the script again, and would train once more: put the code of the script under "
                 "`if __name__ == '__main__':`, or give num_workers=0"
             )
+        self.refuse_inplace("train()")
+        self.inference_model = None
         callbacks = check_callbacks(callbacks)
         changes = {name: settings.pop(name) for name in CHANGES if settings.get(name) is not None}
         if "resolution" in changes:
@@ -345,10 +351,6 @@ class Model:
     def put_weights(self, published: dict[str, torch.Tensor]) -> None:
         """Put weights with published names, of this very model, into the network in memory."""
         self.model.load_state_dict(to_internal(published)[0])
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and value == value
 
 
 def _usual_names(config: ModelConfig) -> list[str]:

@@ -13,10 +13,11 @@ from tests.tiny import MODEL, tiny_model
 from tests.vectors import assert_close, read_json, read_tensors
 
 from rfdetr import RFDETR, RFDETRKeypointPreview, RFDETRSegNano
+from rfdetr.inference.decode import pixel_covariance
 from rfdetr.inference.masks import to_masks
-from rfdetr.inference.results import to_result
+from rfdetr.inference.results import select, to_result
 from rfdetr.inference.sv import supervision
-from rfdetr.models.postprocess import pixel_covariance
+from rfdetr.models.enlarge import cut_outs
 
 H, W = 90, 130
 RGB = np.random.default_rng(5).integers(0, 256, (H, W, 3), np.uint8)
@@ -94,10 +95,11 @@ def test_no_detections_have_the_shapes_of_many(seg, mask_format):
 @pytest.mark.parametrize("level", [-5.0, 5.0])
 def test_masks_of_nothing_and_of_everything(level):
     hw = (30, 40)
-    found = {"scores": torch.ones(1), "labels": torch.zeros(1, dtype=torch.int64), "boxes": torch.zeros(1, 4)}
-    found["mask_logits"] = torch.full((1, 8, 8), level)
+    one = np.ones(1, np.float32)
+    found = {"scores": one, "labels": np.zeros(1, np.int64), "boxes": np.zeros((1, 4), np.float32)}
+    found["mask_logits"] = np.full((1, 8, 8), level, np.float32)
     dense, runs, polygons = (
-        to_result(found, 0.5, ["a"], (), hw, None, mask_format) for mask_format in ("dense", "rle", "polygon")
+        to_result(found, ["a"], hw, None, mask_format) for mask_format in ("dense", "rle", "polygon")
     )
     expected = np.full(hw, level > 0)
     assert np.array_equal(dense.mask[0], expected)
@@ -178,8 +180,8 @@ def test_the_source_picture_can_be_left_out(pose):
 def test_key_points_equal_the_recorded_ones(name):
     fields = ("scores", "labels", "boxes", "keypoints", "keypoint_precision_cholesky")
     for i, hw in enumerate(META[name]["target_sizes_hw"]):
-        recorded = {field: DATA[f"{name}.out{i}.{field}"] for field in fields}
-        found = to_result(recorded, 0.3, [str(n) for n in range(5)], (), hw, None)
+        recorded = {field: DATA[f"{name}.out{i}.{field}"].numpy() for field in fields}
+        found = to_result(select(recorded, 0.3, ()), [str(n) for n in range(5)], hw, None)
         kept = {field: values[recorded["scores"] > 0.3] for field, values in recorded.items()}
         assert 0 < len(found) <= 15
         check_key_points(found, len(kept["scores"]), kept["keypoints"].shape[1])
@@ -188,7 +190,7 @@ def test_key_points_equal_the_recorded_ones(name):
         assert_close(found.detection_confidence, kept["scores"], "scores")
         assert_close(found.data["xyxy"], kept["boxes"], "boxes")
         assert found.class_id.tolist() == kept["labels"].tolist()
-        assert np.array_equal(found.visible, kept["keypoints"][..., 2].numpy() > 0)
+        assert np.array_equal(found.visible, kept["keypoints"][..., 2] > 0)
         assert found.visible.any()
         precision = kept["keypoint_precision_cholesky"]
         assert_close(found.data["keypoint_precision_cholesky"], precision, "precision")
@@ -199,14 +201,14 @@ def test_key_points_equal_the_recorded_ones(name):
 def test_a_mask_without_corners_is_the_box_around_it(shape):
     logits = torch.full((1, 20, 20), -5.0)
     logits[0, 4 : 4 + shape[0], 6 : 6 + shape[1]] = 5.0
-    (polygon,) = to_masks(logits, (20, 20), "polygon")[1]["polygons"][0]
+    (polygon,) = to_masks(cut_outs(logits.numpy(), (20, 20)), 1, (20, 20), "polygon")[1]["polygons"][0]
     right, bottom = 5 + shape[1], 3 + shape[0]
     assert polygon.tolist() == [[6, 4], [right, 4], [right, bottom], [6, bottom]]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="only here processes are copied")
 def test_a_forked_process_has_masks_of_its_own():
-    masks, _ = to_masks(torch.full((1, 4, 4), 5.0), (8, 8), "dense")
+    masks, _ = to_masks(cut_outs(np.full((1, 4, 4), 5.0, np.float32), (8, 8)), 1, (8, 8), "dense")
     # A child of a process with threads must do nothing but this.
     child = os.fork()
     if not child:

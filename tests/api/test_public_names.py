@@ -31,7 +31,7 @@ SIZES = [
     "RFDETRXLarge",
 ]
 INVENTORY = {
-    "rfdetr": ["RFDETR", *SIZES, "__version__", "from_checkpoint"],
+    "rfdetr": ["RFDETR", *SIZES, "__version__", "from_checkpoint", "load"],
     "rfdetr.detr": ["RFDETR", *SIZES, "from_checkpoint"],
     "rfdetr.config": [
         "KeypointTrainConfig",
@@ -49,7 +49,12 @@ INVENTORY = {
 }
 METHODS = {
     # method of RFDETR: its parameters
-    "predict": "images threshold shape patch_size include_source_image mask_format batch_size",
+    "predict": "images threshold shape patch_size include_source_image resolution mask_format batch_size nms "
+    "one_label_per_box tile overlap",
+    "predict_stream": "source batch_size stride progress options",
+    "inference": "compile batch_size dtype inplace compile_backend",
+    "optimize_for_inference": "compile batch_size dtype",
+    "remove_optimized_model": "",
     "train": "options",
     "evaluate": "dataset_dir split report_dir options",
     "from_checkpoint": "path trust_checkpoint options",

@@ -16,6 +16,7 @@ from tests.tiny import tiny_data, tiny_model
 import rfdetr
 from rfdetr import RFDETR
 from rfdetr.checkpoints.save import description, published_weights, save_checkpoint
+from rfdetr.export.judged import JudgedFile
 from rfdetr.export.predictor import ExportedModel
 
 # How much further apart the logits of the models are than those of fresh weights.
@@ -62,7 +63,8 @@ def data(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def model(data: Path, tmp_path_factory) -> RFDETR:
-    """Its labels are category ids, which are no positions."""
+    """Its labels are category ids, which are no positions. Other weights might find everything, or nothing."""
+    torch.manual_seed(5)
     fresh, path = sharpened(tiny_model(num_classes=4)), tmp_path_factory.mktemp("weights") / "checkpoint.pth"
     names = [one["name"] for one in json.loads(annotations_of(data).read_text())["categories"]]
     told = description(fresh.model_config, names, {"class_labels": [1, 2, 3, 4]})
@@ -81,7 +83,7 @@ def expected(model: RFDETR, data: Path) -> dict[str, float]:
 def files(model: RFDETR, expected: dict[str, float], tmp_path_factory) -> dict[int, Path]:
     """By the number of pictures that they take; made when the model had been judged, so that it has thresholds."""
     folder = tmp_path_factory.mktemp("export")
-    return {size: model.export(folder, batch_size=size, output_name=f"takes_{size}") for size in (1, 3)}
+    return {size: model.export(folder, batch_size=size, output_name=f"takes_{size}") for size in (1, 3, None)}
 
 
 @pytest.fixture
@@ -102,8 +104,8 @@ def with_metadata(file: Path, target: Path, kept: set[str], **changed: str) -> P
     return target
 
 
-# The split has four pictures: one run each, or two runs of three, the last one filled up.
-@pytest.mark.parametrize("batch_size", [1, 3])
+# The split has four pictures: one run each, two runs of three, the last one filled up, or one of all.
+@pytest.mark.parametrize("batch_size", [1, 3, None])
 def test_the_numbers_are_those_of_the_model(
     model: RFDETR, data: Path, expected: dict[str, float], files: dict[int, Path], batch_size: int
 ) -> None:
@@ -116,7 +118,7 @@ def test_the_numbers_are_those_of_the_model(
 
 
 def test_outputs_are_those_of_the_network_and_filling_adds_none(model: RFDETR, files: dict[int, Path]) -> None:
-    network = ExportedModel(files[3]).ready().eval()
+    network = JudgedFile(ExportedModel(files[3])).ready().eval()
     images = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         wanted = model.model.model.eval()(images, last_only=True)
@@ -127,8 +129,17 @@ def test_outputs_are_those_of_the_network_and_filling_adds_none(model: RFDETR, f
 def test_the_file_says_what_the_model_is(model: RFDETR, file: Path) -> None:
     values = {one.key: one.value for one in onnx.load(str(file)).metadata_props}
     own = model.model
-    facts = {name: json.loads(values.pop(name)) for name in set(values) - {"task", "model_name", "rfdetr_version"}}
-    assert values == {"task": "detect", "model_name": "RFDETRNano", "rfdetr_version": rfdetr.__version__}
+    texts = {
+        "task": "detect",
+        "model_name": "RFDETRNano",
+        "rfdetr_version": rfdetr.__version__,
+        "format": "onnx",
+        "precision": "float32",
+    }
+    facts = {name: json.loads(values.pop(name)) for name in set(values) - set(texts)}
+    assert values == texts
+    parity = facts.pop("parity")
+    assert (parity["pictures"], parity["matched"]) == (8, 1.0)
     assert facts == {
         "class_names": own.class_names,
         "class_labels": own.class_labels,
@@ -141,11 +152,15 @@ def test_the_file_says_what_the_model_is(model: RFDETR, file: Path) -> None:
         "block_size": 32,
         "mean": model.means,
         "std": model.stds,
+        "final": False,
+        "num_keypoints_per_class": [],
+        "postprocess_trace_alpha": 0.2,
     }
     exported = ExportedModel(file)
     assert exported.thresholds == own.thresholds != {}
     assert (exported.class_names, exported.class_labels) == (own.class_names, own.class_labels)
-    assert (exported.config.block_size, exported.postprocess.num_select) == (32, 20)
+    judged = JudgedFile(exported)
+    assert (judged.config.block_size, judged.postprocess.num_select) == (32, 20)
 
 
 def test_a_report_is_written(file: Path, data: Path, expected: dict[str, float], tmp_path: Path) -> None:
@@ -163,7 +178,7 @@ def test_an_older_file_is_judged_by_positions(tmp_path: Path) -> None:
     annotate_with_own_detections(model, data)
     older = with_metadata(model.export(tmp_path), tmp_path / "older.onnx", OLDER)
     exported = ExportedModel(older)
-    assert (exported.class_labels, exported.config.num_select, exported.thresholds) == ([0, 1, 2, 3], 300, {})
+    assert (exported.class_labels, exported.facts.num_select, exported.thresholds) == ([0, 1, 2, 3], 300, {})
     expected = judge(model, data)
     assert judge(exported, data) == pytest.approx(expected, abs=1e-4, nan_ok=True)
     assert expected["val/mAP_50"] > 0.1
@@ -198,7 +213,10 @@ def test_options_that_a_file_cannot_follow_are_refused_first(
     [
         (set(), {}, "lacks the metadata class_names, resolution"),
         (OLDER - {"class_names"}, {}, "lacks the metadata class_names, which"),
-        (OLDER, {"task": "segment"}, "is a model for the task 'segment'"),
+        (OLDER, {"task": "pose"}, "is a model for the task 'pose'; known are detect, segment, keypoints"),
+        (OLDER, {"task": "segment"}, r"has the outputs .*lacks masks"),
+        (OLDER, {"resolution": "96"}, r"takes inputs of \(64, 64\), but its metadata say \(96, 96\)"),
+        (OLDER, {"num_classes": "7"}, r"has the outputs .*with 8 rows for classes"),
         (OLDER, {"class_names": "cat, dog"}, "has damaged metadata"),
     ],
 )
@@ -213,10 +231,10 @@ def test_metadata_that_do_not_fit_are_refused(
 @pytest.mark.parametrize(
     ("names", "shape", "found"),
     [
-        (("images", "dets", "labels"), [1, 3, 64, 64], r"images \[1, 3, 64, 64\] of tensor\(float\)"),
-        (("input", "boxes", "labels"), [1, 3, 64, 64], "boxes"),
-        (("input", "dets", "labels"), [1, 3, 64, 32], r"input \[1, 3, 64, 32\]"),
-        (("input", "dets", "labels"), [1, 3, "side", "side"], r"input \[1, 3, 'side', 'side'\]"),
+        (("input", "dets", "labels"), [1, 3, 64, 64], r"has the outputs .*dets \(B, Q, 4\)"),
+        (("input", "boxes", "labels"), [1, 3, 64, 64], "has the outputs .*lacks dets"),
+        (("input", "dets", "labels"), [1, 3, 64, 32], r"takes inputs of \(64, 32\)"),
+        (("input", "dets", "labels"), [1, 3, "side", "side"], r"has the inputs input \[1, 3, 'side', 'side'\]"),
     ],
 )
 def test_other_inputs_and_outputs_are_refused(
@@ -228,8 +246,9 @@ def test_other_inputs_and_outputs_are_refused(
     given = helper.make_tensor_value_info(source, TensorProto.FLOAT, shape)
     content = helper.make_model(helper.make_graph(nodes, "other", [given], ports))
     content.ir_version, content.opset_import[0].version = 8, 13
+    helper.set_model_props(content, {"class_names": '["a"]', "resolution": "64"})
     onnx.save(content, str(tmp_path / "other.onnx"))
-    with pytest.raises(ValueError, match=rf"other\.onnx has the inputs and outputs .*{found}"):
+    with pytest.raises(ValueError, match=rf"other\.onnx {found}"):
         ExportedModel(tmp_path / "other.onnx")
 
 

@@ -9,9 +9,10 @@ from tests.vectors import assert_close, read_arrays, read_json, read_tensors
 from torch import Tensor, nn
 
 from rfdetr import RFDETRNano
-from rfdetr.models import enlarge
+from rfdetr.inference.decode import pixel_covariance
+from rfdetr.models import enlarge, postprocess
 from rfdetr.models.backbone import resize_positions
-from rfdetr.models.postprocess import PostProcess, pixel_covariance
+from rfdetr.models.postprocess import PostProcess
 
 MODEL = read_tensors("model/postprocess")
 META, DATA = read_json("inference/postprocess"), read_tensors("inference/postprocess")
@@ -58,7 +59,7 @@ def test_masks_equal_the_recorded_ones(name, select, threshold):
 @pytest.mark.parametrize("name", ["seg20", "seg20_thr"])
 def test_masks_of_large_images_equal_the_recorded_ones_in_stripes_of_any_size(name, pixels, monkeypatch):
     monkeypatch.setattr(enlarge, "_STRIPE", pixels)
-    monkeypatch.setattr(enlarge, "_CHUNK", pixels)
+    monkeypatch.setattr(postprocess, "_CHUNK", pixels)
     case = META[name]
     made, outputs, sizes = PostProcess(case["num_select"]), outputs_of(DATA, "seg20.in."), case["target_sizes_hw"]
     found = made(outputs, torch.tensor(sizes), case.get("score_threshold"))
@@ -68,7 +69,7 @@ def test_masks_of_large_images_equal_the_recorded_ones_in_stripes_of_any_size(na
         assert np.array_equal(np.packbits(one["masks"].numpy()), DATA[f"{name}.out{i}.masks_packed"].numpy())
         assert torch.equal(one["labels"], DATA[f"{name}.out{i}.labels"])
         # What runs on a GPU.
-        assert torch.equal(enlarge._enlarge_whole(small[i]["mask_logits"], tuple(hw)), one["masks"])
+        assert torch.equal(postprocess._enlarge_whole(small[i]["mask_logits"], tuple(hw)), one["masks"])
 
 
 def test_masks_at_head_size_equal_the_recorded_ones():
@@ -103,7 +104,7 @@ def test_keypoints_and_their_scores_equal_the_recorded_ones(name, alpha):
     case = {f"{i}/{key}": MODEL[f"{prefix}alpha{alpha}/{key}"][i] for i in range(2) for key in found[0]}
     check_keypoints(found, case, "{}/{}")
     for i, one in enumerate(found):
-        covariance = pixel_covariance(one["keypoint_precision_cholesky"], *sizes[i].tolist())
+        covariance = pixel_covariance(one["keypoint_precision_cholesky"].numpy(), *sizes[i].tolist())
         assert_close(covariance, MODEL[f"{prefix}covariance/{i}"], "covariance", rtol=1e-6)
 
 

@@ -13,7 +13,8 @@ from tests.vectors import PICTURES, assert_close, read_arrays, read_json
 from torch import Tensor, nn
 
 from rfdetr import RFDETRNano
-from rfdetr.datasets.transforms import normalise, to_network_size
+from rfdetr.datasets.network_input import to_network_size
+from rfdetr.datasets.transforms import normalise, resize_on_device
 from rfdetr.inference.images import load_images
 
 META = read_json("inference/preprocess")
@@ -48,7 +49,7 @@ def prepare(image: object, hw: tuple[int, int]) -> Tensor:
     """One picture as `predict` prepares it: (3, H, W)."""
     (picture,), single = load_images(image)
     assert single
-    return normalise(to_network_size(picture, hw)[None])[0]
+    return torch.from_numpy(to_network_size(picture, hw, normalised=True))
 
 
 @functools.cache
@@ -68,6 +69,15 @@ def test_input_tensor_equals_the_recorded_one(key):
         assert_close(value, case[name], name, TOLERANCE)
     for name, row in (("first_row_8", tensor[:, 0, :8]), ("last_row_8", tensor[:, -1, -8:])):
         assert_close(row.reshape(-1), case[name], name, TOLERANCE)
+
+
+@pytest.mark.parametrize("key", CASES)
+def test_a_device_computes_the_same_bits(key):
+    picture, hw = pixels(CASES[key]["image"]), tuple(CASES[key]["tensor_shape"][1:])
+    for image in (picture, picture.astype(np.float32) / np.float32(255)):
+        relative = resize_on_device(torch.from_numpy(image), hw)
+        assert np.array_equal(relative.numpy(), to_network_size(image, hw))
+        assert torch.equal(normalise(relative[None])[0], torch.from_numpy(to_network_size(image, hw, normalised=True)))
 
 
 @pytest.mark.parametrize("form", FORMS)

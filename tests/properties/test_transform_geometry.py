@@ -8,7 +8,9 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.mirror import mirror_target
+from tests.vectors import assert_close
 
+from rfdetr.datasets.network_input import to_network_size
 from rfdetr.datasets.transforms import (
     EvalTransform,
     Target,
@@ -16,7 +18,6 @@ from rfdetr.datasets.transforms import (
     crop_target,
     resize_target,
     short_side_size,
-    to_network_size,
 )
 
 SIDES = st.integers(12, 90)
@@ -85,11 +86,11 @@ def test_a_crop_shows_what_the_boxes_say(h: int, w: int, seed: int) -> None:
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 200), st.integers(1, 200), SIDES, SIDES, st.integers(0, 2**31))
 def test_the_gathered_resize_equals_interpolate(h: int, w: int, h2: int, w2: int, seed: int) -> None:
-    image = torch.from_numpy(np.random.default_rng(seed).integers(0, 256, (h, w, 3), dtype=np.uint8))
-    whole = (image.permute(2, 0, 1).float() / 255).unsqueeze(0)
+    image = np.random.default_rng(seed).integers(0, 256, (h, w, 3), dtype=np.uint8)
+    whole = (torch.from_numpy(image).permute(2, 0, 1).float() / 255).unsqueeze(0)
     expected = F.interpolate(whole, (h2, w2), mode="bilinear", align_corners=False)[0]
     # Positions are computed in single precision on both sides; near a tap boundary they differ by a few 1e-6.
-    assert torch.allclose(to_network_size(image, (h2, w2)), expected, atol=1e-4)
+    assert_close(to_network_size(image, (h2, w2)), expected, "pixels", 1e-4)
 
 
 @settings(max_examples=40, deadline=None)
@@ -103,5 +104,4 @@ def test_the_short_side_gets_its_size(h: int, w: int, short: int) -> None:
 def test_evaluation_sees_what_prediction_sees() -> None:
     image = np.random.default_rng(0).integers(0, 256, (70, 50, 3), dtype=np.uint8)
     seen, _ = EvalTransform(32)(image, drawn_target(np.random.default_rng(0), 70, 50, 2), np.random.default_rng(0))
-    predicted = to_network_size(torch.from_numpy(image), (32, 32))
-    assert np.array_equal(seen, predicted.permute(1, 2, 0).numpy())
+    assert np.array_equal(seen, to_network_size(image, (32, 32)).transpose(1, 2, 0))

@@ -10,7 +10,8 @@ import pytest
 import torch
 from tests.tiny import tiny_model
 
-from rfdetr.checkpoints.save import description, plain, published_weights, replacing, save_checkpoint
+from rfdetr.checkpoints.replacing import replacing
+from rfdetr.checkpoints.save import description, plain, published_weights, save_checkpoint
 
 
 class Level(str, enum.Enum):

@@ -7,7 +7,8 @@ import pytest
 from test_evaluation_coco import evaluate_recorded, load_expected, make_truth
 
 from rfdetr.evaluation.coco import CocoEvaluator, GroundTruth
-from rfdetr.evaluation.f1 import CONFIDENCES, results_table, sweep_confidence, unique_names
+from rfdetr.evaluation.f1 import CONFIDENCES, results_table, sweep_confidence
+from rfdetr.labels import unique_names
 
 RECORDED = [("bbox", "bbox"), ("segm", "bbox"), ("segm", "segm")]
 

@@ -13,7 +13,8 @@ import pytest
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from rfdetr.inference.images import check_shape, load_image, load_images, to_uint8
+from rfdetr.inference.images import load_image, load_images, to_uint8
+from rfdetr.inference.predictor import check_shape
 
 H, W = 9, 12
 RGB = np.random.default_rng(3).integers(0, 256, (H, W, 3), np.uint8)
@@ -23,7 +24,7 @@ GREY = RGB[..., 0]
 def pixels(image: Any) -> np.ndarray:
     found = load_image(image, "the picture")
     assert found.shape == (H, W, 3)
-    assert found.dtype in (torch.uint8, torch.float32)
+    assert found.dtype in (np.uint8, np.float32)
     return to_uint8(found)
 
 
@@ -171,7 +172,7 @@ BAD = {
 def test_what_is_no_picture_is_an_error_with_its_position(kind):
     image, error, message = BAD[kind]
     with pytest.raises(error, match=message) as raised:
-        load_images([RGB, image])
+        list(load_images([RGB, image])[0])
     assert "picture 1 of the list" in str(raised.value)
 
 
@@ -180,9 +181,9 @@ def test_a_damaged_file_is_named_with_its_position(tmp_path):
     with Image.open(tmp_path / "cut.png") as opened:
         for image in (tmp_path / "cut.png", opened):
             with pytest.raises(UnidentifiedImageError, match=r"picture 1 of the list.*cannot be decoded"):
-                load_images([RGB, image])
+                list(load_images([RGB, image])[0])
     with pytest.raises(UnidentifiedImageError, match=r"cut\.png"):
-        load_images(tmp_path / "cut.png")
+        list(load_images(tmp_path / "cut.png")[0])
 
 
 @pytest.mark.parametrize(
@@ -192,6 +193,9 @@ def test_a_damaged_file_is_named_with_its_position(tmp_path):
         ([RGB], 1, False),
         ((RGB, png()), 2, False),
         ([], 0, False),
+        (iter([RGB, png()]), 2, False),
+        ((image for image in ()), 0, False),
+        (io.BytesIO(png()), 1, True),
         (np.stack([RGB, RGB]), 2, False),
         (torch.zeros(3, 3, H, W), 3, False),
         (torch.zeros(0, 3, H, W), 0, False),
@@ -199,7 +203,29 @@ def test_a_damaged_file_is_named_with_its_position(tmp_path):
 )
 def test_one_picture_is_told_from_many(given, count, single):
     found, one = load_images(given)
-    assert (len(found), one) == (count, single)
+    assert (len(list(found)), one) == (count, single)
+
+
+def test_a_folder_is_its_pictures_in_order(tmp_path):
+    for name, picture in (("10.png", RGB), ("9.png", RGB[::-1])):
+        (tmp_path / name).write_bytes(png(np.ascontiguousarray(picture)))
+    found, one = load_images(tmp_path)
+    assert not one
+    for picture, expected in zip(found, (RGB[::-1], RGB), strict=True):
+        assert np.array_equal(picture, expected)
+
+
+def test_what_is_missing_or_of_an_unknown_kind_is_found_before_anything_is_decoded(tmp_path):
+    for bad, error in ((tmp_path / "missing.png", FileNotFoundError), (3, TypeError), (tmp_path, IsADirectoryError)):
+        with pytest.raises(error, match="picture 1 of the list"):
+            load_images([b"not decoded", bad])
+
+
+def test_an_iterator_is_read_as_it_is_asked_for():
+    given = iter([RGB, None, RGB])
+    found, _ = load_images(given)
+    next(found)
+    assert next(given) is None
 
 
 def test_the_range_is_checked_with_its_ends_allowed():

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from rfdetr.assets.coco_classes import COCO_CLASS_NAMES
 from rfdetr.checkpoints.names import KEYPOINT_MASK, to_internal, to_published
-from rfdetr.checkpoints.save import replacing
+from rfdetr.checkpoints.replacing import replacing
 from rfdetr.config import ModelConfig
 from rfdetr.models.backbone import resize_positions
 from rfdetr.models.keypoint_network import schema_masks

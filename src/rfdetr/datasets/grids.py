@@ -12,8 +12,8 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from rfdetr.checkpoints.save import replacing
-from rfdetr.datasets.transforms import MEAN, STD
+from rfdetr.checkpoints.replacing import replacing
+from rfdetr.datasets.network_input import MEAN, STD
 
 MAX_PICTURES = 16
 MAX_SIDE = 320

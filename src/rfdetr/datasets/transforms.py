@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,9 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rfdetr.datasets.geometry import Target, shift_and_scale, warp_target
+from rfdetr.datasets.network_input import MEAN, STD, axis_taps, cyclic, to_network_size
 
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
 # Sides of the crops of training pictures, and of the short side of the picture they are cut from.
 SMALLEST_CROP, LARGEST_SIDE = 384, 600
 
@@ -67,41 +67,28 @@ def normalise(images: Tensor) -> Tensor:
     """Images (B, 3, H, W), uint8 or float in 0..1, to zero mean and unit deviation of ImageNet, as float."""
     if images.dtype == torch.uint8:
         images = images.float() / 255
-    mean = torch.tensor(_cyclic(MEAN, images.shape[1]), dtype=images.dtype, device=images.device)
-    std = torch.tensor(_cyclic(STD, images.shape[1]), dtype=images.dtype, device=images.device)
-    return (images - mean.view(-1, 1, 1)) / std.view(-1, 1, 1)
+    mean, std = (torch.from_numpy(cyclic(values, images.shape[1])).to(images).view(-1, 1, 1) for values in (MEAN, STD))
+    return (images - mean) / std
 
 
-def _cyclic(values: tuple[float, ...], count: int) -> list[float]:
-    return [values[i % len(values)] for i in range(count)]
-
-
-def to_network_size(image: Tensor, hw: tuple[int, int]) -> Tensor:
-    """Resize one picture (H, W, C), uint8 or float in 0..1, to (C, h, w) float in 0..1: bilinear, not antialiased.
-
-    This is the resize of prediction and evaluation. Only the pixels that count are read: a large picture costs no
-    more than a small one. The positions follow `F.interpolate(align_corners=False)` in float32.
-    """
-    y0, y1, wy = _taps(image.shape[0], hw[0], image.device)
-    x0, x1, wx = _taps(image.shape[1], hw[1], image.device)
-    rows = image.index_select(0, torch.cat((y0, y1)))
-    corners = rows.index_select(1, torch.cat((x0, x1)))
+def resize_on_device(image: Tensor, hw: tuple[int, int]) -> Tensor:
+    """`rfdetr.datasets.network_input.to_network_size` for a tensor (H, W, C) on any device, to (C, h, w) in 0..1."""
+    y, x = (_taps(length, size, image.device) for length, size in zip(image.shape[:2], hw, strict=True))
+    rows = image.index_select(0, torch.cat(y[:2]))
+    corners = rows.index_select(1, torch.cat(x[:2]))
     corners = corners.float() / 255 if corners.dtype == torch.uint8 else corners.float()
     upper, lower = corners[: hw[0]], corners[hw[0] :]
-    wx = wx.view(1, -1, 1)
-    upper = upper[:, : hw[1]] * (1 - wx) + upper[:, hw[1] :] * wx
-    lower = lower[:, : hw[1]] * (1 - wx) + lower[:, hw[1] :] * wx
-    wy = wy.view(-1, 1, 1)
-    return (upper * (1 - wy) + lower * wy).permute(2, 0, 1)
+    weight = x[2].view(1, -1, 1)
+    upper = upper[:, : hw[1]] * (1 - weight) + upper[:, hw[1] :] * weight
+    lower = lower[:, : hw[1]] * (1 - weight) + lower[:, hw[1] :] * weight
+    weight = y[2].view(-1, 1, 1)
+    return (upper * (1 - weight) + lower * weight).permute(2, 0, 1)
 
 
-def _taps(length: int, size: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Neighbours and weight of the second one for every output position along an axis."""
-    scale = torch.tensor(length / size, dtype=torch.float32)
-    position = ((torch.arange(size, dtype=torch.float32) + 0.5) * scale - 0.5).clamp(min=0)
-    first = position.long().clamp(max=length - 1)
-    second = (first + 1).clamp(max=length - 1)
-    return first.to(device), second.to(device), (position - first).to(device)
+@functools.lru_cache(maxsize=64)
+def _taps(length: int, size: int, device: torch.device) -> list[Tensor]:
+    with torch.inference_mode(False):
+        return [torch.from_numpy(one.copy()).to(device) for one in axis_taps(length, size)]
 
 
 def multi_scale_sizes(resolution: int, block: int, expanded: bool = True) -> list[int]:
@@ -177,5 +164,5 @@ class EvalTransform:
     def __call__(self, image: np.ndarray, target: Target, rng: np.random.Generator) -> tuple[np.ndarray, Target]:
         size = self.resolution
         hw = (size, size) if self.square else short_side_size(image.shape[:2], size, 1333)
-        pixels = to_network_size(torch.from_numpy(image), hw).permute(1, 2, 0).numpy()
+        pixels = to_network_size(image, hw).transpose(1, 2, 0)
         return pixels, to_relative(resize_target(target, image.shape[:2], hw))

@@ -18,9 +18,9 @@ from rfdetr.evaluation.f1 import (
     judge,
     results_table,
     sweep,
-    unique_names,
 )
 from rfdetr.evaluation.matching import Detections, take_objects
+from rfdetr.labels import unique_names
 
 BACKGROUND = "background"
 SIZES = ("small", "medium", "large")

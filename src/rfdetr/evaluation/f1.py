@@ -8,6 +8,7 @@ import numpy as np
 
 from rfdetr.evaluation.coco import CocoEvaluator, CocoResult, GroundTruth
 from rfdetr.evaluation.matching import Detections, take_objects
+from rfdetr.labels import unique_names
 
 IOU_THRESHOLD = 0.5
 CONFIDENCES = np.linspace(0.0, 1.0, 101)
@@ -95,16 +96,6 @@ def results_table(result: CocoResult, sweep: ConfidenceSweep) -> dict:
     total = _table_row("all", result.stats[0], result.stats[1], sweep.best_macro)
     totals = {"map": total["map@50"], **{key: total[key] for key in ("precision", "recall", "f1_score")}}
     return {"class_map": [*class_map, total], **totals}
-
-
-def unique_names(names: list[str]) -> list[str]:
-    """Names fit for keys: one that occurred before gets its index appended."""
-    unique: list[str] = []
-    for index, name in enumerate(names):
-        while name in unique:
-            name = f"{name}_{index}"
-        unique.append(name)
-    return unique
 
 
 def _table_row(name: str, ap: float, ap50: float, precision_recall_f1: np.ndarray) -> dict[str, str | float]:

@@ -14,9 +14,10 @@ from rfdetr.datasets.outlines import Outlines
 from rfdetr.datasets.rle import EMPTY
 from rfdetr.evaluation.analysis import Analysis, analyse, best_thresholds
 from rfdetr.evaluation.coco import CocoEvaluator, GroundTruth
-from rfdetr.evaluation.f1 import CONFIDENCES, results_table, sweep_confidence, unique_names
+from rfdetr.evaluation.f1 import CONFIDENCES, results_table, sweep_confidence
 from rfdetr.evaluation.oks import MAX_DETS, KeypointClasses
 from rfdetr.evaluation.overlaps import box_overlaps, mask_overlaps, sample
+from rfdetr.labels import unique_names
 from rfdetr.models.enlarge import cut_outs
 
 # Areas (D,), and overlaps by the crowd rule and plain ones, (D, G).
@@ -124,7 +125,7 @@ class SplitEvaluation:
             sample(outlines.patch(row, *hw), hw, (height, width)) if met else EMPTY
             for row, met in zip(self.truth.row[objects].tolist(), np.isin(labels, classes), strict=True)
         ]
-        parts = cut_outs(logits, (height, width), share)
+        parts = cut_outs(logits.float().cpu().numpy(), (height, width), share)
         areas, iou, plain_iou = mask_overlaps(parts, classes, patches, labels, self.truth.crowd[objects])
         return areas * (hw[0] * hw[1] / (height * width)), iou, plain_iou
 

@@ -1,65 +1,127 @@
-"""ONNX files: input `input` (B, 3, H, W), normalised; outputs `dets` (B, Q, 4) and `labels` (B, Q, C), raw logits."""
+"""ONNX files: input `input` (B, 3, H, W), normalised; outputs as the graph names them. Everything else is metadata."""
 
 from __future__ import annotations
 
-import copy
-import tempfile
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-import torch
+import numpy as np
 
-from rfdetr.checkpoints.save import replacing
-from rfdetr.export.graph import ExportGraph
+from rfdetr.checkpoints.replacing import replacing
+from rfdetr.export.files import Request
 from rfdetr.extras import require
 
-# Largest difference to the network that a written file may show, for relative boxes and logits.
-TOLERANCE = 1e-3
+NUMPY_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
-def write(graph: ExportGraph, path: Path, *, side: int, batch_size: int, opset: int, metadata: dict[str, str]) -> None:
-    """Write the graph for square inputs of `side` pixels and compare the file with the network.
+def write(graph: Any, folder: Path, request: Request) -> Path:
+    """Trace a graph (`rfdetr.export.graph`) and write `<stem>.onnx`.
 
     Raises:
         ImportError: onnx is not installed; the message has the pip command.
-        RuntimeError: the file computes something else than the network.
     """
     onnx = require("onnx")
-    images = torch.randn(batch_size, 3, side, side, generator=torch.Generator().manual_seed(0))
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        # The tracer warns about every shape it takes as a constant; the input size is one here.
+    import torch
+
+    path = folder / f"{request.stem}.onnx"
+    # Of one picture, sizes of 1 could not be told from numbers of pictures.
+    example = graph.example(request.batch_size or 2)
+    axes = {name: {0: "batch"} for name in ("input", *graph.names)} if request.batch_size is None else None
+    with torch.no_grad(), warnings.catch_warnings():
+        # The tracer warns about every size that it takes as a constant; all but the number of pictures are.
         warnings.simplefilter("ignore")
-        traced = str(Path(folder) / "traced.onnx")
-        names = {"input_names": ["input"], "output_names": ["dets", "labels"]}
-        torch.onnx.export(graph, (images,), traced, opset_version=opset, dynamo=False, **names)
-        model = onnx.load(traced)
-    for key, value in metadata.items():
-        model.metadata_props.add(key=key, value=value)
-    content = model.SerializeToString()
-    check(graph, content, images, path)
+        torch.onnx.export(
+            graph,
+            (example,),
+            str(path),
+            opset_version=request.opset,
+            dynamo=False,
+            input_names=["input"],
+            output_names=graph.names,
+            dynamic_axes=axes,
+        )
+        outputs = graph(example)
+    content = onnx.load(str(path))
+    for port, output in zip(content.graph.output, outputs, strict=True):
+        sizes = ["batch" if axes else output.shape[0], *output.shape[1:]]
+        for place, size in zip(port.type.tensor_type.shape.dim, sizes, strict=True):
+            place.Clear()
+            setattr(place, "dim_param" if isinstance(size, str) else "dim_value", size)
+    if request.simplify:
+        content = require("onnxslim").slim(content)
+    onnx.checker.check_model(content)
     with replacing(path) as handle:
-        handle.write(content)
+        handle.write(content.SerializeToString())
+    return path
 
 
-def check(graph: ExportGraph, content: bytes, images: torch.Tensor, path: Path) -> None:
-    """Compare the content of a file with the network it was made of, where onnxruntime is installed."""
+def annotate(path: Path, texts: Mapping[str, str]) -> None:
+    """Set the metadata of a file; what it had under other names stays."""
+    onnx = require("onnx")
+    content = onnx.load(str(path))
+    known = {one.key: one.value for one in content.metadata_props} | dict(texts)
+    onnx.helper.set_model_props(content, known)
+    with replacing(path) as handle:
+        handle.write(content.SerializeToString())
+
+
+def texts_of(path: Path) -> dict[str, str]:
+    """The metadata of a file; ValueError if it is no ONNX file."""
+    onnx = require("onnx")
     try:
+        return {one.key: one.value for one in onnx.load(str(path)).metadata_props}
+    except Exception as error:
+        # The decoder's errors are those of another package.
+        raise ValueError(f"{path} is no ONNX file: {error}") from error
+
+
+class Runtime:
+    """A file in ONNX Runtime (`rfdetr.export.files.Runtime`).
+
+    Args:
+        device: "cpu", or "cuda" for the CUDA provider of onnxruntime-gpu; None is "cpu".
+        threads: that share one run; None lets ONNX Runtime choose.
+
+    Raises:
+        ImportError: onnxruntime is not installed.
+        ValueError: it is no ONNX file of one picture input, or the device is not there.
+    """
+
+    def __init__(self, path: Path, device: str | None = None, threads: int | None = None) -> None:
         runtime = require("onnxruntime")
-    except ImportError:
-        warnings.warn(f"{path} was not compared with the model: that needs onnxruntime (rfdetr[onnx])", stacklevel=4)
-        return
-    session = runtime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    found = session.run(None, {"input": images.numpy()})
-    with torch.no_grad():
-        expected, exact = graph(images), copy.deepcopy(graph).double()(images.double())
-    for name, ours, precise, theirs in zip(("dets", "labels"), expected, exact, found, strict=True):
-        # Nearly equal start boxes may swap places and change what follows, in any arithmetic: the gap between single
-        # and double precision says how much of that these weights allow.
-        gap, own = _gap(ours, torch.from_numpy(theirs)), _gap(ours, precise.float())
-        if not gap <= max(TOLERANCE, 3 * own):
-            raise RuntimeError(f"{path} was not written: it would compute other {name} than the model (by {gap:.2g})")
+        providers: list[Any] = ["CPUExecutionProvider"]
+        if device is not None and device != "cpu":
+            kind, _, number = device.partition(":")
+            if kind != "cuda" or "CUDAExecutionProvider" not in runtime.get_available_providers():
+                there = ", ".join(runtime.get_available_providers())
+                raise ValueError(f"device={device!r}: ONNX Runtime has {there} here; cuda needs onnxruntime-gpu")
+            providers.insert(0, ("CUDAExecutionProvider", {"device_id": int(number or 0)}))
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads = threads or 0
+        # Threads that wait by spinning take the cores from each other and from everything else.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        try:
+            self._session = runtime.InferenceSession(str(path), options, providers=providers)
+        except Exception as error:
+            # onnxruntime has a dozen classes of errors without a common base.
+            raise ValueError(f"{path} is no ONNX file that onnxruntime can run: {error}") from error
+        self.texts = dict(self._session.get_modelmeta().custom_metadata_map)
+        self.about = f"onnxruntime {runtime.__version__}, {device or 'cpu'}"
+        self._names = [port.name for port in self._session.get_outputs()]
+        given = self._session.get_inputs()
+        match [(port.type, port.shape) for port in given]:
+            case [(("tensor(float)" | "tensor(float16)") as kind, [batch, int(channels), int(height), int(width)])]:
+                self.shape = (batch if isinstance(batch, int) else None, channels, height, width)
+                self._input, self._type = given[0].name, NUMPY_TYPES[kind]
+            case ports:
+                found = ", ".join(
+                    f"{port.name} {shape} of {kind}" for port, (kind, shape) in zip(given, ports, strict=True)
+                )
+                raise ValueError(f"{path} has the inputs {found}; a detector has input (B, 3, H, W) of tensor(float)")
 
-
-def _gap(a: torch.Tensor, b: torch.Tensor) -> float:
-    """Largest difference of two outputs (B, Q, X) as sets of queries."""
-    return (a.sort(1).values - b.sort(1).values).abs().max().item()
+    def run(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """See `rfdetr.export.files.Runtime`."""
+        found = self._session.run(self._names, {self._input: images.astype(self._type, copy=False)})
+        return dict(zip(self._names, found, strict=True))

@@ -1,86 +1,127 @@
-"""Exported files, opened to be run and judged like the models that they were made of."""
+"""Exported files, opened to predict and to be judged like the models they were made of. Imports no PyTorch."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
 
-from rfdetr.config import ModelConfig, TrainConfig
-from rfdetr.export.metadata import from_metadata
-from rfdetr.extras import require
-from rfdetr.models.build import build_postprocess
-from rfdetr.training.judge import evaluate_split
+from rfdetr.datasets.network_input import to_network_size
+from rfdetr.export.files import Runtime, format_of, module_of
+from rfdetr.export.metadata import Facts, from_metadata
+from rfdetr.inference.decode import Found, decode
+from rfdetr.inference.predictor import Predictor
+from rfdetr.inference.sv import supervision
+
+# What a raw file gives, and what a final one does, besides what its task adds.
+_RAW, _FINAL = ("dets", "labels"), ("boxes", "scores", "classes")
+_MORE = {
+    "detect": ((), ()),
+    "segment": (("masks",), ("masks",)),
+    "keypoints": (("keypoints",), ("keypoints", "precision")),
+}
 
 
-class FileNetwork(nn.Module):
-    """The network in a file, run on the CPU; it has no parameters.
+class FileRunner:
+    """An exported file that finds objects in pictures (`rfdetr.inference.predictor.Runner`)."""
+
+    patch_size = None
+
+    def __init__(self, runtime: Runtime, facts: Facts) -> None:
+        self.runtime, self.facts, self.labels = runtime, facts, facts.labels
+        self.has_masks, self.hw = facts.task == "segment", facts.hw
+        # The input of a file has one size.
+        self.block = 1
+        self.chunk = runtime.shape[0] or 8
+
+    def check_size(self, hw: tuple[int, int]) -> None:
+        """ValueError for another size than the file's."""
+        if hw != self.hw:
+            raise ValueError(f"shape={hw}: the file takes inputs of {self.hw} alone; export the model at that shape")
+
+    def detect(self, pictures: Sequence[np.ndarray], hw: tuple[int, int], threshold: float) -> list[Found]:
+        """See `Runner`."""
+        fixed = self.runtime.shape[0]
+        results: list[Found] = []
+        step = fixed or len(pictures)
+        for start in range(0, len(pictures), step):
+            part = pictures[start : start + step]
+            images = np.zeros((fixed or len(part), part[0].shape[2], *hw), np.float32)
+            for row, picture in zip(images, part, strict=False):
+                row[:] = to_network_size(picture, hw, normalised=True)
+            sizes = [(picture.shape[0], picture.shape[1]) for picture in part]
+            results += self._found(self.runtime.run(images), sizes, threshold)
+        return results
+
+    def _found(self, outputs: dict[str, np.ndarray], sizes: list[tuple[int, int]], threshold: float) -> list[Found]:
+        facts = self.facts
+        if not facts.final:
+            return decode(outputs, sizes, facts.num_select, threshold, facts.schema, facts.trace_alpha)
+        return [_scaled({name: values[i] for name, values in outputs.items()}, hw) for i, hw in enumerate(sizes)]
+
+
+def _scaled(one: dict[str, np.ndarray], hw: tuple[int, int]) -> Found:
+    """Detections of a final graph in pixels of the picture."""
+    size = np.array([hw[1], hw[0]], np.float32)
+    found = {"scores": one["scores"], "labels": one["classes"], "boxes": one["boxes"] * np.tile(size, 2)}
+    if "masks" in one:
+        found["mask_logits"] = one["masks"]
+    if "keypoints" in one:
+        points = one["keypoints"]
+        found["keypoints"] = np.concatenate((points[..., :2] * size, points[..., 2:]), axis=-1)
+        found["keypoint_precision_cholesky"] = one["precision"]
+    return found
+
+
+class ExportedModel(Predictor):
+    """A model in an exported file, with the `predict`, `predict_stream` and `evaluate` of the model it was made of.
 
     Args:
-        session: an `onnxruntime.InferenceSession`.
-        batch_size: pictures that the file takes at once; None for any number.
-    """
-
-    def __init__(self, session: Any, batch_size: int | None) -> None:
-        super().__init__()
-        self.session, self.batch_size = session, batch_size
-
-    def forward(self, images: Tensor, mask: Tensor | None = None, **_: bool) -> dict[str, Tensor]:
-        """Normalised images (B, 3, H, W) to `pred_boxes` (B, Q, 4) relative cxcywh and `pred_logits` (B, Q, C)."""
-        count = len(images)
-        size = self.batch_size or count
-        filled = F.pad(images, (0, 0) * 3 + (0, -count % size))
-        runs = [self.session.run(["dets", "labels"], {"input": part.numpy()}) for part in filled.split(size)]
-        boxes, logits = (torch.from_numpy(np.concatenate(parts))[:count] for parts in zip(*runs, strict=True))
-        return {"pred_boxes": boxes, "pred_logits": logits}
-
-
-class ExportedModel:
-    """A detector in an ONNX file, with what has to be known to judge it (`rfdetr.training.judge.Judged`).
-
-    Args:
-        path: a file that `export()` has written.
+        path: a file that `export()` has written: `.onnx`, `.xml`, `.trt`, `.mlpackage`, `.tflite`, `.pte`.
+        device: where the runtime runs it, in its own words; None is the CPU, or what the file was made for.
+        threads: that share one run; None is what the runtime chooses.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ImportError: onnxruntime is not installed.
-        ValueError: it is no ONNX file, no detector, or says nothing about its classes.
+        ImportError: its runtime is not installed; the message has the pip command.
+        ValueError: it is no such file, has another input or other outputs, or says nothing about its classes.
     """
 
-    device = torch.device("cpu")
-
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, device: str | None = None, threads: int | None = None) -> None:
         path = Path(path).expanduser()
-        session = _open(path)
-        batch_size, side, rows = _ports(session, path)
-        facts = from_metadata(session.get_modelmeta().custom_metadata_map, path)
-        self.class_names: list[str] = facts["class_names"]
-        self.class_labels: list[int] = facts["class_labels"]
-        self.has_names: bool = facts["has_names"]
-        self.thresholds: dict[str, float] = facts["thresholds"]
-        self.origin = str(path)
-        self.config = ModelConfig(
-            resolution=side,
-            # Of patches and windows nothing but their product matters outside of the network.
-            patch_size=facts["block_size"],
-            num_windows=1,
-            num_classes=rows - 1,
-            num_select=facts["num_select"],
-            model_name=facts["model_name"] or None,
-            pretrain_weights=path,
-            device=str(self.device),
-        )
-        self.postprocess = build_postprocess(self.config)
-        self._network = FileNetwork(session, batch_size)
+        if not path.exists():
+            raise FileNotFoundError(f"there is no file {path}")
+        if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
+            raise ValueError(f"threads={threads!r} must be a positive whole number")
+        module = module_of(format_of(path))
+        # Results need a package that is slow to import; it comes while the runtime prepares the network.
+        importing = threading.Thread(target=supervision, daemon=True)
+        importing.start()
+        self.path, self.runtime = path, module.Runtime(path, device, threads)
+        self.facts = from_metadata(self.runtime.texts, path)
+        _check_ports(self.runtime, self.facts, path)
+        self.thresholds: dict[str, float] = dict(self.facts.labels.thresholds)
+        importing.join()
 
-    def ready(self) -> nn.Module:
-        """The network, which is always where it runs."""
-        return self._network
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the classes."""
+        return list(self.facts.labels.class_names)
+
+    @property
+    def class_labels(self) -> list[int]:
+        """The label of each class name."""
+        return list(self.facts.labels.class_labels)
+
+    def _runner(self) -> FileRunner:
+        labels = self.facts.labels
+        if self.thresholds != labels.thresholds:
+            return FileRunner(self.runtime, replace(self.facts, labels=replace(labels, thresholds=self.thresholds)))
+        return FileRunner(self.runtime, self.facts)
 
     def evaluate(
         self,
@@ -100,41 +141,28 @@ class ExportedModel:
             ValueError: options that the file was not made for, or classes that it does not know by name.
             FileExistsError: `report_dir` holds something else than an earlier report.
         """
-        config = TrainConfig(dataset_dir=dataset_dir, **options)
-        own, path = self.config.resolution, self.config.pretrain_weights
-        if resolution not in (None, own):
-            raise ValueError(f"resolution={resolution}: {path} takes {own} pixels; export the model at another shape")
-        if not config.square_resize_div_64:
-            raise ValueError(f"square_resize_div_64=False: {path} takes squares of {own} pixels alone")
-        if config.fp16_eval:
-            raise ValueError(f"fp16_eval=True: the precision of {path} is fixed; leave the option out")
-        return evaluate_split(self, config, split, report_dir)
+        from rfdetr.export.judged import judge
+
+        return judge(self, dataset_dir, split, report_dir, resolution, options)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self.path)!r}, {self.runtime.about})"
 
 
-def _open(path: Path) -> Any:
-    """An inference session of a file."""
-    runtime = require("onnxruntime")
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
-    try:
-        return runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    except Exception as error:
-        # onnxruntime has a dozen classes of errors without a common base.
-        raise ValueError(f"{path} is no ONNX file that onnxruntime can run: {error}") from error
-
-
-def _ports(session: Any, path: Path) -> tuple[int | None, int, int]:
-    """Batch size (None for any), side of the input and rows of the class head."""
-    ports = [(port.name, port.type, port.shape) for port in (*session.get_inputs(), *session.get_outputs())]
-    match ports:
-        case [
-            ("input", "tensor(float)", [batch, 3, int(height), int(width)]),
-            ("dets", "tensor(float)", [_, _, 4]),
-            ("labels", "tensor(float)", [_, _, int(rows)]),
-        ] if height == width:
-            return batch if isinstance(batch, int) else None, height, rows
-    found = ", ".join(f"{name} {shape} of {kind}" for name, kind, shape in ports)
-    raise ValueError(
-        f"{path} has the inputs and outputs {found}; a detector that export() has written has input (B, 3, S, S), dets "
-        "(B, Q, 4) and labels (B, Q, C) of tensor(float)"
-    )
+def _check_ports(runtime: Runtime, facts: Facts, path: Path) -> None:
+    """ValueError if a file takes or gives something else than its metadata say; it is run once for that."""
+    batch, channels, height, width = runtime.shape
+    if (height, width) != facts.hw:
+        raise ValueError(f"{path} takes inputs of {(height, width)}, but its metadata say {facts.hw}; write it again")
+    found = runtime.run(np.zeros((batch or 1, channels, height, width), np.float32))
+    wanted = (_FINAL if facts.final else _RAW) + _MORE[facts.task][facts.final]
+    shapes = {name: values.shape for name, values in found.items()}
+    boxes, rows = (shapes.get(name, ()) for name in wanted[:2])
+    sound = len(boxes) == 3 and boxes[-1] == 4 and rows[:2] == boxes[:2]
+    if missing := [name for name in wanted if name not in shapes]:
+        raise ValueError(f"{path} has the outputs {shapes} and lacks {', '.join(missing)}; write it with export()")
+    if not sound or (not facts.final and rows[2:] != (facts.labels.count,)):
+        raise ValueError(
+            f"{path} has the outputs {shapes}; {wanted[0]} (B, Q, 4) and {wanted[1]} of the same B and Q, with "
+            f"{facts.labels.count} rows for classes, are needed"
+        )

@@ -8,11 +8,10 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from rfdetr.datasets import rle
 from rfdetr.inference.sv import supervision
-from rfdetr.models.enlarge import cut_outs, paste
+from rfdetr.models.enlarge import CutOut, paste
 
 MASK_FORMATS = ("dense", "rle", "polygon")
 
@@ -25,18 +24,19 @@ def check_format(mask_format: str, has_masks: bool) -> None:
         raise ValueError(f"mask_format={mask_format!r} is for segmentation models; this one finds no masks")
 
 
-def to_masks(logits: Tensor, hw: tuple[int, int], mask_format: str) -> tuple[np.ndarray | None, dict[str, np.ndarray]]:
-    """Mask logits (N, h, w) at a picture's height and width: the dense masks (N, H, W) bool or None, and other data.
+def to_masks(
+    parts: Iterable[CutOut], count: int, hw: tuple[int, int], mask_format: str
+) -> tuple[np.ndarray | None, dict[str, np.ndarray]]:
+    """Masks of `count` detections in a picture: the dense masks (N, H, W) bool or None, and other data.
 
     "rle" gives `rle`, COCO's {"size": [H, W], "counts": text}; "polygon" gives `polygons`, per detection a list of
     (n, 2) int32 of x, y in pixels, one for each outer or inner border. Both are object arrays (N,).
     """
-    parts = cut_outs(logits, hw)
     if mask_format == "rle":
-        return None, {"rle": _objects(len(logits), (_to_rle(*part, hw) for part in parts))}
+        return None, {"rle": _objects(count, (_to_rle(*part, hw) for part in parts))}
     if mask_format == "polygon":
-        return None, {"polygons": _objects(len(logits), (_to_polygons(*part) for part in parts))}
-    masks = _zeros((len(logits), *hw))
+        return None, {"polygons": _objects(count, (_to_polygons(*part) for part in parts))}
+    masks = _zeros((count, *hw))
     paste(masks, parts)
     return masks, {}
 

@@ -61,8 +61,10 @@ class Block(nn.Module):
         rows, length, dim = tokens.shape
         normed = self.norm1(tokens).view(rows // merge, merge * length, dim)
         tokens = self._add(tokens, self.attention(normed).view(rows, length, dim), self.scale1)
-        hidden = self.mlp_out(F.gelu(self.mlp_in(self.norm2(tokens))))
-        return self._add(tokens, hidden, self.scale2)
+        hidden = self.mlp_in(self.norm2(tokens))
+        # The largest tensor of the network: without gradients it is written over, which spares fresh memory.
+        hidden = F.gelu(hidden) if torch.is_grad_enabled() else torch.ops.aten.gelu_(hidden)
+        return self._add(tokens, self.mlp_out(hidden), self.scale2)
 
     def _add(self, tokens: Tensor, change: Tensor, scale: Tensor) -> Tensor:
         if self.training and self.drop_path > 0:
@@ -105,6 +107,18 @@ class Encoder(nn.Module):
         for block in self.blocks[max(taps) :]:
             block.requires_grad_(False)
         self.norm = nn.LayerNorm(dim, EPS)
+        self._resized: tuple[object, Tensor] | None = None
+
+    def positions_of(self, height: int, width: int) -> Tensor:
+        """The position table at the size of a grid, (1, 1 + height * width, D); it is kept where nothing learns."""
+        if torch.is_grad_enabled():
+            return resize_positions(self.positions, height, width)
+        table, kept = self.positions, self._resized
+        key = (height, width, id(table), table._version, table.device, table.dtype)
+        if kept is None or kept[0] != key:
+            with torch.inference_mode(False), torch.no_grad():
+                kept = self._resized = key, resize_positions(table, height, width)
+        return kept[1]
 
     @torch.no_grad()
     def resize_position_table(self, side: int) -> None:
@@ -154,10 +168,10 @@ class Encoder(nn.Module):
             raise ValueError(f"Backbone requires input shape to be divisible by {block}, but got {tuple(images.shape)}")
         grid = self.patches(images).permute(0, 2, 3, 1)
         _, height, width, dim = grid.shape
-        positions = resize_positions(self.positions, height, width)
+        positions = self.positions_of(height, width)
         grid = grid + positions[:, 1:].view(1, height, width, dim)
         windows = split_windows(grid, self.num_windows)
-        first = (self.class_token + positions[:, :1]).to(windows.dtype).expand(len(windows), 1, dim)
+        first = (self.class_token + positions[:, :1]).to(windows.dtype).expand(windows.shape[0], 1, dim)
         return torch.cat((first, windows), dim=1), (height, width)
 
     def _to_map(self, tokens: Tensor, height: int, width: int) -> Tensor:

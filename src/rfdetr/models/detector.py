@@ -81,7 +81,7 @@ class Detector(nn.Module):
         follow, tokens = None, []
         if self.keypoints is not None:
             follow = self.keypoints.beside_decoder(encoded, queries, reference, shapes, padding, tokens)
-        queries = queries.expand(len(images), -1, -1).to(memory.dtype)
+        queries = queries.expand(images.shape[0], -1, -1).to(memory.dtype)
         hidden = self.decoder(queries, reference, memory, shapes, groups, padding, last_only, follow)
         logits = self.class_head(hidden)
         boxes = refine(self.box_head(hidden), reference)
@@ -108,7 +108,7 @@ class Detector(nn.Module):
         started = start_boxes.shape[1]
         reference = refine(learned[:started], start_boxes.detach())
         if started < count:
-            reference = torch.cat((reference, learned[started:].expand(len(start_boxes), -1, -1)), dim=1)
+            reference = torch.cat((reference, learned[started:].expand(start_boxes.shape[0], -1, -1)), dim=1)
         return reference
 
     @staticmethod

@@ -128,7 +128,7 @@ class KeypointNetwork(nn.Module):
         mask, ratios = (None, None) if padding is None else (padding.mask, padding.ratios)
         boxes = reference.repeat_interleave(len(self.position), dim=1)
         allowed = ~self.blocked if len(self.schema) > 1 else None
-        tokens = self.start(query_features).to(memory.dtype).expand(len(memory), -1, -1, -1)
+        tokens = self.start(query_features).to(memory.dtype).expand(memory.shape[0], -1, -1, -1)
 
         def follow(number: int, queries: Tensor, position: Tensor) -> Tensor:
             def read(attention: DeformableAttention, tokens: Tensor) -> Tensor:

@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rfdetr.models.boxes import to_xyxy
-from rfdetr.models.enlarge import enlarge
+from rfdetr.models.enlarge import cut_outs, paste
 from rfdetr.models.keypoints import slots_of
 from rfdetr.models.masks import logits_of
 
 # Bits kept free below a score to order equal ones: room for a million query-class pairs.
 _INDEX_BITS = 20
+# Pixels of masks that a GPU enlarges at a time.
+_CHUNK = 2**24
 # Keeps logarithms finite.
 _SMALLEST = 1e-12
 
@@ -54,19 +57,22 @@ def log_spread(raw: Tensor, exists: Tensor) -> Tensor:
     return torch.where(exists.any(-1), spread, 0.0)
 
 
-def pixel_covariance(precision_cholesky: Tensor, height: int, width: int) -> Tensor:
-    """Factors (..., 3) of relative precisions as log l11, l21, log l22 to covariances (..., 2, 2) in pixels.
+def enlarge(logits: Tensor, hw: tuple[int, int]) -> Tensor:
+    """Mask logits (K, h, w) to masks of the picture's height and width, (K, 1, H, W) bool, on their device."""
+    if logits.is_cuda:
+        return _enlarge_whole(logits, hw)
+    masks = torch.zeros((len(logits), 1, *hw), dtype=torch.bool)
+    paste(masks.numpy()[:, 0], cut_outs(logits.float().numpy(), hw))
+    return masks
 
-    What is not finite becomes NaN as a whole.
-    """
-    log_l11, l21, log_l22 = precision_cholesky.double().unbind(-1)
-    l11, l22 = log_l11.exp(), log_l22.exp()
-    scale = (l11 * l22) ** -2
-    cross = -width * height * scale * l11 * l21
-    rows = (width**2 * scale * (l21**2 + l22**2), cross, cross, height**2 * scale * l11**2)
-    found = torch.stack(rows, dim=-1).float()
-    good = torch.isfinite(found).all(-1, keepdim=True) & torch.isfinite(precision_cholesky).all(-1, keepdim=True)
-    return torch.where(good, found, torch.nan).unflatten(-1, (2, 2))
+
+def _enlarge_whole(logits: Tensor, hw: tuple[int, int]) -> Tensor:
+    masks = logits.new_empty((len(logits), 1, *hw), dtype=torch.bool)
+    for start in range(0, len(logits), count := max(1, _CHUNK // (hw[0] * hw[1]))):
+        part = logits[start : start + count].unsqueeze(1).float()
+        part = F.interpolate(part, hw, mode="bilinear", align_corners=False)
+        torch.gt(part, 0.0, out=masks[start : start + count])
+    return masks
 
 
 class PostProcess(nn.Module):
@@ -110,7 +116,7 @@ class PostProcess(nn.Module):
         labels = chosen % logits.shape[2]
         found = {"scores": scores, "labels": labels, "boxes": boxes_px}
         if "pred_keypoints" in outputs:
-            found |= self._keypoints(outputs["pred_keypoints"].float(), query, scores, labels, target_sizes)
+            found |= self.keypoints(outputs["pred_keypoints"].float(), query, scores, labels, target_sizes)
         images = [dict(zip(found, one, strict=True)) for one in zip(*found.values(), strict=True)]
         if "pred_masks" not in outputs:
             return images
@@ -124,13 +130,13 @@ class PostProcess(nn.Module):
             one |= {"masks": enlarge(logits, tuple(hw))} if enlarge_masks else {"mask_logits": logits}
         return images
 
-    def _keypoints(
+    def keypoints(
         self, predicted: Tensor, query: Tensor, scores: Tensor, labels: Tensor, target_sizes: Tensor
     ) -> dict[str, Tensor]:
         """Keypoints, their precision and the new scores of detections (B, K)."""
         slots, exists = slots_of(labels, self.schema)
-        image = torch.arange(len(query), device=query.device)[:, None, None]
-        raw = predicted[image, query.unsqueeze(-1), slots]
+        raw = predicted.gather(1, query[..., None, None].expand(-1, -1, *predicted.shape[2:]))
+        raw = raw.gather(2, slots.unsqueeze(-1).expand(-1, -1, -1, predicted.shape[3]))
         size = target_sizes.to(raw).flip(-1)[:, None, None]
         points = torch.cat((raw[..., :2] * size, raw[..., 2:3].sigmoid()), dim=-1)
         if self.trace_alpha > 0:

@@ -130,11 +130,15 @@ def by_image(grouped: Tensor, batch: int) -> Tensor:
 
 def sine_embedding(boxes_cxcywh: Tensor, dim: int) -> Tensor:
     """Interleaved sines and cosines of y, x, w, h, `dim` numbers each: (B, Q, 4) -> (B, Q, 4 * dim)."""
-    exponent = torch.arange(dim // 2, device=boxes_cxcywh.device, dtype=boxes_cxcywh.dtype) * (2 / dim)
-    period = 10000**exponent
     ordered = boxes_cxcywh[..., [1, 0, 2, 3]]
-    angle = (2 * math.pi * ordered).unsqueeze(-1) / period
+    angle = (2 * math.pi * ordered).unsqueeze(-1) / _periods(dim, boxes_cxcywh.device, boxes_cxcywh.dtype)
     return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(-3)
+
+
+@functools.lru_cache(maxsize=64)
+def _periods(dim: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    with torch.inference_mode(False):
+        return 10000 ** (torch.arange(dim // 2, device=device, dtype=dtype) * (2 / dim))
 
 
 class DecoderLayer(nn.Module):

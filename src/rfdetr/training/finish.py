@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rfdetr.checkpoints.load import store_thresholds
 from rfdetr.datasets.annotations import AnnotationSet
 from rfdetr.engine import evaluate, split_evaluation
-from rfdetr.evaluation.f1 import unique_names
+from rfdetr.labels import unique_names
 from rfdetr.models.criterion import Criterion
 from rfdetr.models.lora import merge_adapters_
 from rfdetr.training import state as files

@@ -24,12 +24,12 @@ from rfdetr.datasets.merge import with_labels
 from rfdetr.engine import evaluate, shares, split_evaluation
 from rfdetr.evaluation.analysis import Analysis, analyse
 from rfdetr.evaluation.coco import GroundTruth
-from rfdetr.evaluation.f1 import unique_names
 from rfdetr.evaluation.oks import warn_of_guess
 from rfdetr.evaluation.plots import WorstPicture
 from rfdetr.evaluation.report import write_report
 from rfdetr.evaluation.split import SplitEvaluation, ground_truth
 from rfdetr.extras import require
+from rfdetr.labels import unique_names
 from rfdetr.log import logger
 from rfdetr.options import check_resolution
 from rfdetr.training.job import check_use, source_of

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from rfdetr.checkpoints.save import replacing
+from rfdetr.checkpoints.replacing import replacing
 from rfdetr.config import TrainConfig
 from rfdetr.extras import require
 

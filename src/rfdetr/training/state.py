@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from rfdetr.checkpoints.load import Checkpoint, read_checkpoint
 from rfdetr.checkpoints.names import to_internal
-from rfdetr.checkpoints.save import published_weights, replacing, save_checkpoint
+from rfdetr.checkpoints.replacing import replacing
+from rfdetr.checkpoints.save import published_weights, save_checkpoint
 from rfdetr.config import ModelConfig
 from rfdetr.models.lora import adapter_state, merged_state
 from rfdetr.training.ema import ModelEma

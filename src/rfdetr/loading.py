@@ -1,0 +1,42 @@
+"""One way to open any file that holds a model. Imports no PyTorch for exported ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rfdetr.export.files import SUFFIXES
+
+if TYPE_CHECKING:
+    from rfdetr.detr import RFDETR
+    from rfdetr.export.predictor import ExportedModel
+
+CHECKPOINTS = (".pth", ".pt", ".ckpt", ".safetensors")
+
+
+def load(path: str | Path, **options: Any) -> RFDETR | ExportedModel:
+    """The model in a checkpoint or an exported file; both have `predict`, `predict_stream` and `evaluate`.
+
+    Args:
+        path: a checkpoint, or a file that `export()` has written, whose runtime is then used.
+        options: of a checkpoint those of the model classes, such as `device`; of an exported file `device`, in the
+            words of its runtime, and `threads`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ImportError: the file's runtime is not installed; the message has the pip command.
+        TypeError, ValueError: no such option, no kind of file that is known, or a file of something else.
+    """
+    path = Path(path).expanduser()
+    if path.suffix in SUFFIXES:
+        from rfdetr.export.predictor import ExportedModel
+
+        if unknown := [name for name in options if name not in ("device", "threads")]:
+            raise TypeError(f"{path.name} is an exported file; it takes device and threads, not {', '.join(unknown)}")
+        return ExportedModel(path, **options)
+    if path.suffix not in CHECKPOINTS:
+        known = ", ".join((*CHECKPOINTS, *SUFFIXES))
+        raise ValueError(f"{path}: the suffix {path.suffix!r} is of no model file; known are {known}")
+    from rfdetr.detr import from_checkpoint
+
+    return from_checkpoint(path, **options)
