@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
+ROBOFLOW := roboflow==1.7.3 requests-toolbelt filetype "pillow-avif-plugin<2"
 TASK ?= detect
 WEIGHTS ?=
 EPOCHS ?=
@@ -18,6 +19,8 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+# Without what it asks for: OpenCV would change how supervision draws in every other test.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(ROBOFLOW)
 	touch $(STAMP)
 
 demo: $(STAMP)

@@ -9,12 +9,13 @@ Each task runs alternately on both sides; the ratio is that of the fastest round
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -30,7 +31,23 @@ import json
 print(json.dumps({{"wall": time.perf_counter() - start, "cpu": time.process_time() - cpu}}))
 """
 # name, request of one round, rounds
-SIZES = {"480x640": (480, 640), "1080x1920": (1080, 1920)}
+SIZES = {"480x640": (480, 640), "1080x1920": (1080, 1920), "2160x3840": (2160, 3840)}
+# From the start of the process to the first detection, with weights that are on the disk.
+START = {
+    "ours": "import rfdetr; found = rfdetr.load({file!r}).predict(picture())",
+    "published": "from worker import make_model; found = make_model('nano', {weights!r}).predict(picture())",
+}
+START_FRAME = """
+import sys
+sys.argv = ["worker", "{threads}"]
+sys.path.insert(0, {folder!r})
+def picture():
+    import numpy
+    return numpy.zeros((480, 640, 3), numpy.uint8)
+{code}
+assert len(found) >= 0
+"""
+SPIN = "while True: pass"
 
 
 class Side:
@@ -119,12 +136,12 @@ def main() -> None:
         found.append(rows("import", [tuple(import_time(python) for python in pythons) for _ in range(3)]))
     sides = (Side(sys.executable, options.threads), Side(options.published, options.threads))
     with tempfile.TemporaryDirectory() as folder:
-        found += measure(sides, Path(folder), options.rounds, wanted)
+        found += measure(sides, Path(folder), options.rounds, wanted, options.threads)
     if options.json:
         options.json.write_text(json.dumps({"sides": [side.about for side in sides], "rows": found}, indent=2))
 
 
-def measure(sides: tuple[Side, Side], folder: Path, rounds: int, wanted) -> list[dict]:
+def measure(sides: tuple[Side, Side], folder: Path, rounds: int, wanted, threads: int) -> list[dict]:
     found = []
     for size in ("nano", "base", "seg-nano"):
         weights = str(folder / f"{size}.pth")
@@ -132,6 +149,8 @@ def measure(sides: tuple[Side, Side], folder: Path, rounds: int, wanted) -> list
         if wanted(f"construction {size}"):
             found.append(in_turn(sides, f"construction {size}", 3, "construct", size=size, weights=weights))
         found += measure_predict(sides, size, weights, rounds, wanted)
+        if size == "nano" and wanted("start"):
+            found.append(measure_start(sides, folder, weights, threads, rounds))
         found += measure_steps(sides, size, weights, rounds, wanted)
     if wanted("evaluate seg-nano"):
         found.append(measure_evaluation(sides, folder, "seg-nano", 2))
@@ -163,15 +182,71 @@ def measure_evaluation(sides: tuple[Side, Side], folder: Path, size: str, rounds
     return in_turn(sides, f"evaluate {size} 200 pictures", rounds, "evaluate", size=size, folder=str(folder / "judged"))
 
 
+def start_time(python: str, code: str, threads: int) -> dict:
+    """A fresh process up to its first detection."""
+    import resource
+    import time
+
+    script = START_FRAME.format(folder=str(HERE), code=code, threads=threads)
+    before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    subprocess.run([python, "-W", "ignore", "-c", script], capture_output=True, check=True)
+    wall, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
+    return {"wall": wall, "cpu": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime}
+
+
+def measure_start(sides: tuple[Side, Side], folder: Path, weights: str, threads: int, rounds: int) -> dict:
+    """Our exported file against the published package's checkpoint."""
+    file = sides[0].ask("export", size="nano", weights=weights, folder=str(folder / "exported"))["path"]
+    codes = (START["ours"].format(file=file), START["published"].format(weights=weights))
+    pairs = [
+        tuple(start_time(side.python, code, threads) for side, code in zip(sides, codes, strict=True))
+        for _ in range(rounds)
+    ]
+    return rows("start to first detection (ours: ONNX)", pairs)
+
+
+@contextlib.contextmanager
+def spinning(count: int) -> Iterator[None]:
+    """Other programs that keep cores busy."""
+    others = [subprocess.Popen([sys.executable, "-c", SPIN]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+
+
 def measure_predict(sides: tuple[Side, Side], size: str, weights: str, rounds: int, wanted) -> list[dict]:
     found = []
     if not wanted(f"predict {size}"):
         return found
     for side in sides:
         side.ask("prepare_predict", size=size, weights=weights)
+    eight = {"size": size, "height": 480, "width": 640, "count": 8}
     for name, (height, width) in SIZES.items():
         request = {"size": size, "height": height, "width": width}
         found.append(in_turn(sides, f"predict {size} {name}", rounds, "predict", "scores", **request))
+    found.append(in_turn(sides, f"predict {size} 480x640, list of 8", max(2, rounds // 2), "predict", **eight))
+    for task in ("overhead",) if wanted(f"predict {size} overhead") else ():
+        shares = [sides[0].ask(task, size=size) for _ in range(rounds)]
+        predict, forward = (min(share[key] for share in shares) for key in ("predict", "forward"))
+        print(
+            f"  predict {size}: {predict * 1e3:.1f} ms, its forward pass {forward * 1e3:.1f}, {predict / forward:.3f}"
+        )
+    if wanted(f"predict {size} busy"):
+        with spinning(2):
+            request = {"size": size, "height": 480, "width": 640}
+            found.append(in_turn(sides, f"predict {size} 480x640, two busy", rounds, "predict", **request))
+    if wanted(f"predict {size} openvino"):
+        sides[0].ask("prepare_predict", size=size, weights=weights, backend="openvino")
+        for name, (height, width) in SIZES.items():
+            request = {"size": size, "height": height, "width": width}
+            pairs = [
+                (sides[0].ask("predict", backend="openvino", **request), sides[1].ask("predict", **request))
+                for _ in range(rounds)
+            ]
+            found.append(rows(f"predict {size} {name} (openvino)", pairs))
     sides[1].ask("prepare_predict", size=size, weights=weights, best=True)
     for name, (height, width) in SIZES.items():
         request = {"size": size, "height": height, "width": width}

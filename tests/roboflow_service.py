@@ -1,20 +1,11 @@
-"""Roboflow's service on this machine, and a stand-in for the package that talks to it."""
+"""Roboflow's service, as far as an upload needs it, on this machine."""
 
 from __future__ import annotations
 
 import json
-import types
-import urllib.error
-import urllib.request
-import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
-
-import torch
-
-from rfdetr.checkpoints.roboflow import BACKGROUND
 
 KEY = "aB3secretKey"
 
@@ -63,72 +54,3 @@ class Service(ThreadingHTTPServer):
             "/space/shapes": {"project": project, "versions": self.versions},
             **{f"/space/shapes/{number}/uploadModel": upload for number in (2, 10)},
         }
-
-
-class StandIn(types.ModuleType):
-    """As much of `roboflow` 1.7.3 as deploying uses: its requests, prints and failures, the key in all of them."""
-
-    def __init__(self, address: str) -> None:
-        super().__init__("roboflow")
-        self.address = address
-
-    def call(self, method: str, path: str, data: bytes | None = None) -> tuple[int, str]:
-        url = path if path.startswith("http") else self.address + path
-        try:
-            with urllib.request.urlopen(urllib.request.Request(url, data, method=method)) as reply:
-                return reply.status, reply.read().decode()
-        except urllib.error.HTTPError as error:
-            with error:
-                return error.code, error.read().decode()
-        except urllib.error.URLError:
-            raise ConnectionError(f"Max retries exceeded with url: {url}") from None
-
-    def read(self, path: str, method: str = "GET") -> Any:
-        status, text = self.call(method, f"{path}?api_key={self.key}")
-        if status != 200:
-            raise RuntimeError(text)
-        return json.loads(text)
-
-    def Roboflow(self, api_key: str) -> StandIn:
-        self.key = api_key
-        self.read("/", "POST")
-        return self
-
-    def workspace(self, name: str) -> StandIn:
-        print("\rloading Roboflow workspace...")
-        self.url = self.read(f"/{name}")["workspace"]["url"]
-        return self
-
-    def project(self, project_id: str) -> StandIn:
-        self.path = f"/{self.url}/{project_id}"
-        self.type = self.read(self.path)["project"]["type"]
-        return self
-
-    def get_version_information(self) -> list[dict]:
-        return self.read(self.path)["versions"]
-
-    def version(self, number: int) -> StandIn:
-        [found] = [one for one in self.get_version_information() if one["id"].endswith(f"/{number}")]
-        self.goal = f"/{found['id']}"
-        return self
-
-    def deploy(self, model_type: str, model_path: str, filename: str) -> None:
-        args = torch.load(Path(model_path, filename), weights_only=False)["args"]
-        if (model_type, args.positional_encoding_size) == ("rfdetr-nano", 32):
-            print("the checkpoint was trained with 32x32, which matches 'rfdetr-small'")
-            input("Would you like to continue anyway? y/n: ")
-        names = Path(model_path, "class_names.txt").read_text().splitlines()
-        names = names if BACKGROUND in names else [BACKGROUND, *names]
-        if self.type != "object-detection":
-            raise ValueError(f"Project 'shapes' is type '{self.type}'")
-        with zipfile.ZipFile(Path(model_path, "roboflow_deploy.zip"), "w") as archive:
-            archive.write(Path(model_path, filename), "weights.pt")
-            archive.writestr("class_names.txt", "\n".join(names) + "\n")
-        path = f"{self.goal}/uploadModel?api_key={self.key}&modelType={model_type}&nocache=true"
-        status, text = self.call("GET", path)
-        if status != 200:
-            reason = "This version already has a trained model." if status == 429 else f"for url: {self.address}{path}"
-            print(f"An error occured when getting the model upload URL: {reason}")
-            return
-        status, _ = self.call("PUT", json.loads(text)["url"], Path(model_path, "roboflow_deploy.zip").read_bytes())
-        print("An error occured when uploading the model:" if status != 200 else "View the status of your deployment")

@@ -1,4 +1,4 @@
-"""The command line: `rfdetr demo`, `check`, `evaluate`, `pack`."""
+"""The command line: `rfdetr demo`, `check`, `evaluate`, `pack`, `predict`, `export`, `bench`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import rfdetr
+from rfdetr.export.command import add_bench, add_export
+from rfdetr.export.files import SUFFIXES
 from rfdetr.inference.command import add_predict
 
 
@@ -26,6 +28,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_evaluate(commands)
     _add_pack(commands)
     add_predict(commands)
+    add_export(commands)
+    add_bench(commands)
     return parser
 
 
@@ -41,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Whoever read the output, such as `head`, has had enough; Python would complain of it once more at the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, NotImplementedError) as error:
         print(f"rfdetr: error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -168,7 +172,7 @@ def _source(options: argparse.Namespace) -> Any:
 
 def _add_evaluate(commands: Any) -> None:
     evaluate = commands.add_parser("evaluate", help="judge a checkpoint or an exported file on a data set")
-    evaluate.add_argument("model", metavar="MODEL", help="checkpoint (.pth) or exported file (.onnx)")
+    evaluate.add_argument("model", metavar="MODEL", help="checkpoint (.pth) or exported file (.onnx, .xml, ...)")
     _add_data(evaluate)
     evaluate.add_argument("--split", default="test", help="test, val or train (default: %(default)s)")
     evaluate.add_argument("--output", metavar="DIR", default="evaluation", help="report (default: %(default)s)")
@@ -185,21 +189,13 @@ def _add_evaluate(commands: Any) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    exported = Path(options.model).suffix == ".onnx"
-    if options.device not in (None, "cpu") and exported:
-        raise ValueError(f"--device {options.device}: exported files run on the CPU")
+    exported = Path(options.model).suffix in SUFFIXES
     if options.save_thresholds and exported:
         raise ValueError("--save-thresholds writes checkpoints; an exported file keeps the thresholds it has")
     if options.save_thresholds and Path(options.save_thresholds).expanduser().exists():
         raise FileExistsError(f"{options.save_thresholds} exists, and nothing is overwritten; name another file")
-    if exported:
-        from rfdetr.export.predictor import ExportedModel
-
-        model: Any = ExportedModel(Path(options.model))
-    else:
-        from rfdetr.detr import from_checkpoint
-
-        model = from_checkpoint(options.model, **({"device": options.device} if options.device else {}))
+    given = {"device": options.device} if options.device else {}
+    model: Any = rfdetr.load(options.model, **given) if exported else rfdetr.from_checkpoint(options.model, **given)
     names = [name.strip() for name in (options.class_names or "").split(",")]
     more: dict[str, Any] = {"class_names": names} if options.class_names else {}
     more |= {"num_workers": options.num_workers} if options.num_workers is not None else {}

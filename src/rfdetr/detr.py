@@ -20,6 +20,7 @@ from rfdetr.inference.predictor import Predictor, Runner, check_shape
 from rfdetr.log import logger
 from rfdetr.main import CHANGES, Model
 from rfdetr.training.callbacks import by_event
+from rfdetr.training.runtime import select_device
 
 
 class RFDETR(Predictor):
@@ -29,9 +30,12 @@ class RFDETR(Predictor):
         options: fields of the size's configuration (`rfdetr.config`), such as `resolution`, `num_classes`, `device`.
             `pretrain_weights` is a published file name, a path, or None for random weights.
         trust_checkpoint: run code that the checkpoint file contains. Only for files you made yourself.
+        backend: what `predict` runs the network in: "torch", or "openvino", "onnx", "tensorrt" through an exported file
+            that is written at the first `predict` and kept in the cache folder; "auto" takes the fastest one there is.
 
     Raises:
         ValueError: an unknown option or a value that is not allowed.
+        ImportError: the backend is not installed; the message has the pip command.
         FileNotFoundError, ConnectionError: the weights are not there and cannot be fetched.
     """
 
@@ -40,8 +44,15 @@ class RFDETR(Predictor):
     stds: ClassVar[list[float]] = list(STD)
     _model_config_class: type[ModelConfig] | None = None
 
-    def __init__(self, *, trust_checkpoint: bool = False, **options: Any) -> None:
-        self.model = Model(self.get_model_config(**options), trust_checkpoint=trust_checkpoint)
+    def __init__(self, *, trust_checkpoint: bool = False, backend: str = "torch", **options: Any) -> None:
+        config = self.get_model_config(**options)
+        if backend != "torch":
+            from rfdetr.export.cached import choose_backend
+
+            backend = choose_backend(backend, select_device(config.device).type)
+        self.model = Model(config, trust_checkpoint=trust_checkpoint)
+        self.backend = backend
+        self._cached: Runner | None = None
         self.callbacks: defaultdict[str, list[Callable]] = defaultdict(list)
 
     @classmethod
@@ -71,9 +82,15 @@ class RFDETR(Predictor):
         return self.model.class_names
 
     def _runner(self) -> Runner:
-        from rfdetr.inference.network import NetworkRunner
+        if self.backend == "torch" or self.model.inference_model is not None:
+            from rfdetr.inference.network import NetworkRunner
 
-        return NetworkRunner(self.model)
+            return NetworkRunner(self.model)
+        if self._cached is None:
+            from rfdetr.export.cached import CachedRunner
+
+            self._cached = CachedRunner(self.model, self.backend)
+        return self._cached
 
     def inference(
         self,

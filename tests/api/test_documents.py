@@ -12,6 +12,7 @@ from PIL import Image
 from tests.small_world import shrink
 from tests.tiny import tiny_data
 
+import rfdetr
 from rfdetr import config as configs
 from rfdetr.checkpoints.identify import class_name
 from rfdetr.config import TrainConfig
@@ -21,11 +22,12 @@ from rfdetr.variants import VARIANTS
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = ("training.md", "tasks.md", "data.md", "evaluate.md", "migrate.md")
+PAGES = ("predict.md", "export.md", "training.md", "tasks.md", "data.md", "evaluate.md", "migrate.md")
 GUIDES = "".join((ROOT / "docs" / name).read_text(encoding="utf-8") for name in PAGES)
 
 
 @pytest.mark.filterwarnings("ignore:TensorBoard is not installed")
+@pytest.mark.filterwarnings("ignore:this CPU is slower in")
 @pytest.mark.filterwarnings("ignore:the evaluation of 4 keypoints takes 0.05")
 @pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README + GUIDES, re.DOTALL))
 def test_the_code_of_readme_and_guide_runs(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,6 +37,8 @@ def test_the_code_of_readme_and_guide_runs(code: str, tmp_path: Path, monkeypatc
     tiny_data(tmp_path / "dataset")
     tiny_data(tmp_path / "keypoints", shapes=("dart",))
     Image.fromarray(np.zeros((40, 60, 3), np.uint8)).save("picture.jpg")
+    if 'InferenceSession("inference_model.onnx")' in code:
+        rfdetr.RFDETRNano().export(".")
     exec(compile(code, "README.md", "exec"), {})
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
+import importlib
 import io
 import re
 import sys
 import threading
 import traceback
+import warnings
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.roboflow_service import KEY, Service, StandIn
+from tests.roboflow_service import KEY, Service
 from tests.tiny import tiny_keypoints, tiny_model, tiny_segmenter
 
 from rfdetr import RFDETR
@@ -122,19 +123,15 @@ def test_a_bundle_replaces_an_earlier_one_and_nothing_else(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["weights.pt"]
 
 
-REAL = pytest.param(
-    "real",
-    marks=[
-        pytest.mark.skipif(importlib.util.find_spec("roboflow") is None, reason="the roboflow package is not here"),
-        # It leaves the uploaded file to the garbage collector.
-        pytest.mark.filterwarnings("ignore::ResourceWarning"),
-        pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-    ],
-)
+# The package leaves the uploaded file to the garbage collector.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 
-@pytest.fixture(params=["stand-in", REAL])
-def service(request, monkeypatch, tmp_path) -> Iterator[Service]:
+@pytest.fixture
+def service(monkeypatch, tmp_path) -> Iterator[Service]:
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.setenv(name, "127.0.0.1")
     monkeypatch.delenv("ROBOFLOW_API_KEY", raising=False)
@@ -142,11 +139,10 @@ def service(request, monkeypatch, tmp_path) -> Iterator[Service]:
         threading.Thread(target=service.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         patch.setenv("API_URL", service.address)
         patch.setenv("ROBOFLOW_CONFIG_DIR", str(tmp_path / "none.json"))
-        if request.param == "real":
-            real: Any = importlib.import_module("roboflow.config")
-            real.refresh_region_urls()
-        else:
-            patch.setitem(sys.modules, "roboflow", StandIn(service.address))
+        # The package has a format of warnings of its own, which it gives to the whole process.
+        patch.setattr(warnings, "formatwarning", warnings.formatwarning)
+        settings: Any = importlib.import_module("roboflow.config")
+        settings.refresh_region_urls()
         yield service
         service.shutdown()
 

@@ -45,19 +45,27 @@ class FileRunner:
 
     def detect(self, pictures: Sequence[np.ndarray], hw: tuple[int, int], threshold: float) -> list[Found]:
         """See `Runner`."""
-        fixed = self.runtime.shape[0]
         results: list[Found] = []
-        step = fixed or len(pictures)
+        step = self.runtime.shape[0] or len(pictures)
         for start in range(0, len(pictures), step):
             part = pictures[start : start + step]
-            images = np.zeros((fixed or len(part), part[0].shape[2], *hw), np.float32)
-            for row, picture in zip(images, part, strict=False):
-                row[:] = to_network_size(picture, hw, normalised=True)
             sizes = [(picture.shape[0], picture.shape[1]) for picture in part]
-            results += self._found(self.runtime.run(images), sizes, threshold)
+            results += self.read(self.compute(self.prepare(part, hw)), sizes, threshold)
         return results
 
-    def _found(self, outputs: dict[str, np.ndarray], sizes: list[tuple[int, int]], threshold: float) -> list[Found]:
+    def prepare(self, pictures: Sequence[np.ndarray], hw: tuple[int, int]) -> np.ndarray:
+        """The network's input, (B, C, height, width); a file for more pictures than these gets black ones too."""
+        images = np.zeros((self.runtime.shape[0] or len(pictures), pictures[0].shape[2], *hw), np.float32)
+        for row, picture in zip(images, pictures, strict=False):
+            row[:] = to_network_size(picture, hw, normalised=True)
+        return images
+
+    def compute(self, inputs: np.ndarray) -> dict[str, np.ndarray]:
+        """The file's outputs."""
+        return self.runtime.run(inputs)
+
+    def read(self, outputs: dict[str, np.ndarray], sizes: Sequence[tuple[int, int]], threshold: float) -> list[Found]:
+        """The detections in outputs for pictures of these heights and widths."""
         facts = self.facts
         if not facts.final:
             return decode(outputs, sizes, facts.num_select, threshold, facts.schema, facts.trace_alpha)

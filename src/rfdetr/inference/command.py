@@ -38,8 +38,8 @@ def add_predict(commands: Any) -> None:
     predict.add_argument("--json", action="store_true", help="print a JSON object per picture, each on a line")
     predict.add_argument("--batch-size", type=int, default=1, help="pictures per step (default: %(default)s)")
     predict.add_argument("--stride", type=int, default=1, help="take every n-th frame (default: %(default)s)")
-    predict.add_argument("--resolution", type=_sides, metavar="N|HxW", help="size of the network input")
-    predict.add_argument("--tile", type=_sides, metavar="N|HxW", help="cut large pictures into tiles of this size")
+    predict.add_argument("--resolution", type=sides, metavar="N|HxW", help="size of the network input")
+    predict.add_argument("--tile", type=sides, metavar="N|HxW", help="cut large pictures into tiles of this size")
     predict.add_argument("--overlap", type=float, help="part of a tile that the next one has as well")
     predict.add_argument("--nms", type=float, help="overlap of boxes above which the lower score is dropped")
     predict.add_argument("--device", help="cpu, cuda, ... (default: what is there)")
@@ -51,7 +51,7 @@ def _threshold(text: str) -> float | str:
     return text if text == "auto" else float(text)
 
 
-def _sides(text: str) -> tuple[int, int]:
+def sides(text: str) -> tuple[int, int]:
     """Height and width of "640" or "480x640"."""
     sides = [int(side) for side in text.lower().split("x")]
     height, width = sides * 2 if len(sides) == 1 else sides
@@ -59,7 +59,7 @@ def _sides(text: str) -> tuple[int, int]:
 
 
 # How argparse names what it could not read.
-_threshold.__name__, _sides.__name__ = "number or auto", "size such as 640 or 480x640"
+_threshold.__name__, sides.__name__ = "number or auto", "size such as 640 or 480x640"
 
 
 def run(options: argparse.Namespace) -> int:
@@ -67,13 +67,14 @@ def run(options: argparse.Namespace) -> int:
     from rfdetr.inference.draw import draw, open_writer
     from rfdetr.inference.sources import open_source
 
+    given = {name: getattr(options, name) for name in ("device", "backend") if getattr(options, name) is not None}
     with ExitStack() as stack:
         source = stack.enter_context(open_source(options.source, stride=options.stride))
         writer = open_writer(options.save, source) if options.save else None
         if writer is not None:
             stack.callback(lambda: _tell(writer.paths))
             stack.enter_context(writer)
-        for found, seconds in _timed(_predict(_load(options), source, options)):
+        for found, seconds in _timed(_predict(load_model(options.model, **given), source, options)):
             print(_to_json(found) if options.json else _to_text(found, seconds, options.batch_size), flush=True)
             if writer is not None:
                 drawn = draw(found.picture, found.result, boxes=options.show_boxes)
@@ -81,19 +82,22 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _load(options: argparse.Namespace) -> Any:
-    """The model of a size or in a file."""
+def load_model(name: str, **options: Any) -> Any:
+    """The model of a size, or in a file.
+
+    Raises:
+        ValueError: neither; the message lists the sizes.
+    """
     import rfdetr
     from rfdetr.variants import VARIANTS
 
-    given = {name: getattr(options, name) for name in ("device", "backend") if getattr(options, name) is not None}
-    if options.model in VARIANTS:
+    if name in VARIANTS:
         from rfdetr.checkpoints.identify import class_name
 
-        return getattr(rfdetr, class_name(options.model))(**given)
-    if not Path(options.model).suffix and not Path(options.model).exists():
-        raise ValueError(f"--model {options.model} is neither a file nor a size; sizes are {', '.join(VARIANTS)}")
-    return rfdetr.load(options.model, **given)
+        return getattr(rfdetr, class_name(name))(**options)
+    if not Path(name).suffix and not Path(name).exists():
+        raise ValueError(f"{name} is neither a file nor a size; sizes are {', '.join(VARIANTS)}")
+    return rfdetr.load(name, **options)
 
 
 def _predict(model: Any, source: Any, options: argparse.Namespace) -> Iterator[Any]:
@@ -101,7 +105,7 @@ def _predict(model: Any, source: Any, options: argparse.Namespace) -> Iterator[A
 
     wanted = {"shape": options.resolution, "tile": options.tile, "overlap": options.overlap, "nms": options.nms}
     settings = {name: value for name, value in wanted.items() if value is not None}
-    if model._runner().has_masks:
+    if model.has_masks:
         settings["mask_format"] = "rle"
     # Lines on a terminal show well enough how far it is.
     progress = sys.stderr.isatty() and not sys.stdout.isatty()

@@ -30,7 +30,7 @@ def decode(
             `keypoints` (B, Q, slots, 8).
         sizes: height and width of each picture.
         num_select: pairs kept per picture.
-        threshold: leave out what does not score above it; of keypoint models, before keypoints lower the score.
+        threshold: leave out what does not score above it; of keypoint models nothing, since keypoints change the score.
         schema: number of keypoints of each class.
         trace_alpha: how much uncertain keypoints lower the score; 0 leaves it alone.
     """

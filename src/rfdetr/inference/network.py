@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,14 +35,12 @@ class NetworkRunner:
     @torch.inference_mode()
     def detect(self, pictures: Sequence[np.ndarray], hw: tuple[int, int], threshold: float) -> list[Found]:
         """See `Runner`; the masks of what does not score above the threshold are left out."""
-        network, on_cpu = self.model.for_prediction(), self.model.device.type == "cpu"
-        sizes = torch.tensor([picture.shape[:2] for picture in pictures])
-        with polite_threads() if on_cpu else nullcontext():
-            outputs = network(self._inputs(pictures, hw), last_only=True, whole_masks=False)
-            found = self.model.postprocess(outputs, sizes, threshold, enlarge_masks=False)
-        return [{name: value.cpu().numpy() for name, value in one.items()} for one in found]
+        sizes = [(picture.shape[0], picture.shape[1]) for picture in pictures]
+        with polite_threads() if self.model.device.type == "cpu" else nullcontext():
+            return self.read(self.compute(self.prepare(pictures, hw)), sizes, threshold)
 
-    def _inputs(self, pictures: Sequence[np.ndarray], hw: tuple[int, int]) -> Tensor:
+    def prepare(self, pictures: Sequence[np.ndarray], hw: tuple[int, int]) -> Tensor:
+        """The network's input, (B, C, height, width), on its device."""
         device = self.model.device
         if device.type == "cpu":
             inputs = torch.empty(len(pictures), pictures[0].shape[2], *hw)
@@ -51,3 +50,12 @@ class NetworkRunner:
         # The picture goes over as it is, as a rule as one byte per value, and is resized there.
         tensors = [torch.from_numpy(np.ascontiguousarray(picture)).to(device) for picture in pictures]
         return normalise(torch.stack([resize_on_device(one, hw) for one in tensors]))
+
+    def compute(self, inputs: Tensor) -> Mapping[str, Any]:
+        """The network's outputs."""
+        return self.model.for_prediction()(inputs, last_only=True, whole_masks=False)
+
+    def read(self, outputs: Mapping[str, Any], sizes: Sequence[tuple[int, int]], threshold: float) -> list[Found]:
+        """The detections in outputs for pictures of these heights and widths."""
+        found = self.model.postprocess(outputs, torch.tensor(sizes), threshold, enlarge_masks=False)
+        return [{name: value.cpu().numpy() for name, value in one.items()} for one in found]

@@ -25,7 +25,10 @@ HW = tuple[int, int]
 class Runner(Protocol):
     """What finds objects in pictures: a network in PyTorch, or an exported file."""
 
-    labels: Labels
+    @property
+    def labels(self) -> Labels:
+        """The classes of its model."""
+        ...
 
     @property
     def has_masks(self) -> bool:
@@ -57,6 +60,7 @@ class Runner(Protocol):
 
     def detect(self, pictures: Sequence[np.ndarray], hw: HW, threshold: float) -> list[Found]:
         """Detections of pictures that are resized to a height and width; what scores lower may be left out."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,11 @@ class Predictor:
 
     def _runner(self) -> Runner:
         raise NotImplementedError
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether the model finds masks."""
+        return self._runner().has_masks
 
     def predict(
         self,

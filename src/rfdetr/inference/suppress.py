@@ -6,6 +6,9 @@ import numpy as np
 
 from rfdetr.inference.decode import Found
 
+# Overlaps divide by at least this, so that boxes without area give 0 and identical ones exactly 1.
+_SMALLEST_AREA = 1e-7
+
 
 def one_label_each(found: Found) -> Found:
     """Only the best label of every box: labels of one query have the very same one."""
@@ -17,41 +20,37 @@ def one_label_each(found: Found) -> Found:
 
 def suppress(found: Found, overlap: float) -> Found:
     """Without the boxes whose intersection over union with a better one of their class is above `overlap`."""
-    kept = greedy(found["scores"], pairwise_iou(found["boxes"]) > overlap, found["labels"])
-    return {name: value[kept] for name, value in found.items()}
+    stays = greedy(found["scores"], found["boxes"], found["labels"], overlap)
+    return {name: value[stays] for name, value in found.items()}
 
 
-def greedy(scores: np.ndarray, over: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def greedy(scores: np.ndarray, boxes_xyxy: np.ndarray, labels: np.ndarray, overlap: float) -> np.ndarray:
     """Which of N detections stay (N,) bool, when each that stays removes the worse ones of its class that it is over.
 
-    Args:
-        over: (N, N) bool, symmetric.
+    One row of overlaps at a time: all tiles of a large picture together have many thousands of boxes.
     """
-    order = np.argsort(-scores, kind="stable")
-    # Row i says which detections detection i removes if it stays itself.
-    removes = np.triu(over[np.ix_(order, order)] & (labels[order][:, None] == labels[order]), 1)
-    stays = np.ones(len(scores), bool)
-    # Each pass settles at least one more detection, best first; a few are enough for real pictures.
-    while not np.array_equal(stays, after := ~removes[stays].any(0)):
-        stays = after
-    kept = np.empty(len(scores), bool)
-    kept[order] = stays
-    return kept
+    free, stays = np.ones(len(scores), bool), np.zeros(len(scores), bool)
+    for row in np.argsort(-scores, kind="stable").tolist():
+        if free[row]:
+            stays[row] = True
+            free &= ~((iou(boxes_xyxy[row], boxes_xyxy) > overlap) & (labels == labels[row]))
+    return stays
 
 
-def pairwise_iou(boxes_xyxy: np.ndarray) -> np.ndarray:
-    """Intersection over union of every two of (N, 4) boxes, (N, N)."""
-    inter, area = _intersections(boxes_xyxy)
-    return inter / np.maximum(area[:, None] + area - inter, 1e-7)
+def iou(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """Intersection over union of a box (4,) xyxy with each of (N, 4) boxes, (N,)."""
+    inter, area, areas = _intersections(box, boxes)
+    return inter / np.maximum(area + areas - inter, _SMALLEST_AREA)
 
 
-def pairwise_share(boxes_xyxy: np.ndarray) -> np.ndarray:
-    """Intersection over the smaller area of every two of (N, 4) boxes, (N, N)."""
-    inter, area = _intersections(boxes_xyxy)
-    return inter / np.maximum(np.minimum(area[:, None], area), 1e-7)
+def share_of_smaller(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """Intersection of a box (4,) xyxy with each of (N, 4) boxes, over the smaller area, (N,)."""
+    inter, area, areas = _intersections(box, boxes)
+    return inter / np.maximum(np.minimum(area, areas), _SMALLEST_AREA)
 
 
-def _intersections(boxes_xyxy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    low, high = boxes_xyxy[:, :2], boxes_xyxy[:, 2:]
-    sides = np.minimum(high[:, None], high) - np.maximum(low[:, None], low)
-    return sides.clip(min=0).prod(-1), (high - low).prod(-1)
+def _intersections(box: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    (left, top, right, bottom), (lefts, tops, rights, bottoms) = box, boxes.T
+    wide = (np.minimum(right, rights) - np.maximum(left, lefts)).clip(min=0)
+    tall = (np.minimum(bottom, bottoms) - np.maximum(top, tops)).clip(min=0)
+    return wide * tall, (right - left) * (bottom - top), (rights - lefts) * (bottoms - tops)

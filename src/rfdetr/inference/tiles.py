@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from rfdetr.inference.decode import Found
-from rfdetr.inference.suppress import pairwise_share
+from rfdetr.inference.suppress import iou, share_of_smaller
 from rfdetr.models.enlarge import CutOut, cut_outs
 
 # Top, left, height and width in pixels of the picture.
@@ -50,7 +51,9 @@ def cut(hw: tuple[int, int], tile: tuple[int, int], overlap: float) -> list[Tile
 
 
 def _starts(length: int, side: int, overlap: float) -> list[int]:
-    steps = int(np.ceil((length - side) / max(1.0, side * (1 - overlap))))
+    # Whole pixels, so that no two neighbours overlap by less; the rest is what floats add to 10 * 0.3.
+    stride = max(1, side - math.ceil(side * overlap - 1e-9))
+    steps = math.ceil((length - side) / stride)
     return [round(i * (length - side) / steps) for i in range(steps)] + [length - side]
 
 
@@ -58,22 +61,23 @@ def merge(tiles: Sequence[Tile], found: Sequence[Found], hw: tuple[int, int]) ->
     """Detections of all tiles as those of the picture, best first, and their masks if they have any.
 
     Two boxes of the same class in different tiles that share more than half of the smaller one are one object. Of those
-    the best-scoring box counts; where a tile's border cut it off, it grows to the box around all of them, and its mask
-    to their union. Boxes of the same tile are never merged.
+    the best-scoring box counts; where a tile's border cut it off, it grows to the box around all of them and of what
+    that has in common with further tiles, and its mask to their union. Boxes of the same tile are never merged.
     """
     whole = {name: np.concatenate([one[name] for one in found]) for name in found[0] if name != "mask_logits"}
     owner = np.repeat(np.arange(len(tiles)), [len(one["scores"]) for one in found])
     corner = np.array([(left, top) for top, left, _, _ in tiles], np.float32)[owner]
     whole["boxes"] = whole["boxes"] + np.tile(corner, 2)
     if "keypoints" in whole:
-        present = whole["keypoints"][..., 2:] > 0
-        whole["keypoints"][..., :2] += np.where(present, corner[:, None], np.float32(0))
+        # Those that a class does not have stay at 0, and their factors NaN.
+        exists = ~np.isnan(whole["keypoint_precision_cholesky"]).all(-1, keepdims=True)
+        whole["keypoints"][..., :2] += np.where(exists, corner[:, None], np.float32(0))
         whole["keypoint_precision_cholesky"] = _rescaled(whole["keypoint_precision_cholesky"], tiles, owner, hw)
     parts = None
     if "mask_logits" in found[0]:
         parts = [part for one, tile in zip(found, tiles, strict=True) for part in _enlarged(one, tile)]
-    groups = _groups(whole, owner)
     cut_off = _is_cut_off(whole["boxes"], np.array(tiles, np.float32)[owner], hw)
+    groups = _groups(whole, owner, cut_off)
     best = np.array([group[0] for group in groups], np.int64)
     merged = {name: value[best] for name, value in whole.items()}
     for row, group in enumerate(groups):
@@ -91,21 +95,35 @@ def _enlarged(found: Found, tile: Tile) -> list[CutOut]:
     return [(tile[0] + top, tile[1] + left, mask) for top, left, mask in parts]
 
 
-def _groups(whole: Found, owner: np.ndarray) -> list[list[int]]:
-    """Rows that are one object, best first, the best of them leading."""
-    same = pairwise_share(whole["boxes"]) > SAME
-    same &= (whole["labels"][:, None] == whole["labels"]) & (owner[:, None] != owner)
+def _groups(whole: Found, owner: np.ndarray, cut_off: np.ndarray) -> list[list[int]]:
+    """Rows that are one object, the best of them leading; best object first."""
     free, groups = np.ones(len(owner), bool), []
     for row in np.argsort(-whole["scores"], kind="stable").tolist():
         if free[row]:
-            members = np.flatnonzero(same[row] & free)
-            members = members[np.argsort(-whole["scores"][members], kind="stable")]
-            # Of a tile that has several, its best one is the object.
-            _, first = np.unique(owner[members], return_index=True)
-            group = [row, *members[np.sort(first)].tolist()]
+            group = _group(row, free, whole, owner, grows=bool(cut_off[row]))
             free[group] = False
             groups.append(group)
     return groups
+
+
+def _group(row: int, free: np.ndarray, whole: Found, owner: np.ndarray, grows: bool) -> list[int]:
+    """A row and the free ones of other tiles that are the same object, at most one of each tile.
+
+    Args:
+        grows: what is the same as the box around all that were found until then is part of the object too.
+    """
+    boxes, group = whole["boxes"], [row]
+    box, left = boxes[row], free & (whole["labels"] == whole["labels"][row]) & (owner != owner[row])
+    while len(members := np.flatnonzero(left & (share_of_smaller(box, boxes) > SAME))):
+        # Of a tile that has several, the most similar one is the object.
+        members = members[np.argsort(-iou(box, boxes[members]), kind="stable")]
+        _, first = np.unique(owner[members], return_index=True)
+        group += members[first].tolist()
+        if not grows:
+            break
+        left &= ~np.isin(owner, owner[group])
+        box = np.concatenate((boxes[group, :2].min(0), boxes[group, 2:].max(0)))
+    return group
 
 
 def _is_cut_off(boxes: np.ndarray, tiles: np.ndarray, hw: tuple[int, int]) -> np.ndarray:
@@ -124,7 +142,7 @@ def _rescaled(factors: np.ndarray, tiles: Sequence[Tile], owner: np.ndarray, hw:
     height, width = (np.array([tile[i] for tile in tiles], np.float32)[owner][:, None] for i in (2, 3))
     scale_x, scale_y = hw[1] / width, hw[0] / height
     log_l11, l21, log_l22 = (factors[..., i] for i in range(3))
-    # A distance in the picture's units is smaller: the factor that whitens it is larger, each column by its axis.
+    # A distance in the picture's units is smaller: the factor that whitens it is larger, each row by its axis.
     return np.stack((log_l11 + np.log(scale_x), l21 * scale_y, log_l22 + np.log(scale_y)), axis=-1)
 
 
