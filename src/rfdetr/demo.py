@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from rfdetr.datasets.decode import decode
 from rfdetr.datasets.layout import read_split
 from rfdetr.datasets.synthetic import KEYPOINTS, SHAPES, draw_dataset
 from rfdetr.detr import RFDETR, RFDETRKeypointPreview, RFDETRNano, RFDETRSegNano, from_checkpoint
+from rfdetr.export.predictor import ExportedModel
 from rfdetr.inference.sv import supervision
 
 # A file that says that a folder may be written over by the next demo.
@@ -128,6 +130,7 @@ def run_demo(output: str | Path, weights: str | None = None, epochs: int | None 
     judging: dict[str, Any] = {"report_dir": folder / "report", "num_workers": 0, "batch_size": 16, **what.judging}
     metrics = loaded.evaluate(folder / "data", split="test", **judging)
     sheet = show_predictions(loaded, folder / "data", folder / "pictures")
+    _show_export(loaded, folder)
     minutes, seconds = divmod(round(time.monotonic() - started), 60)
     score = metrics[f"test/{what.column}"]
     print(f"demo: pictures with what it found are in {sheet.parent}; {sheet.name} shows all of them")
@@ -136,6 +139,20 @@ def run_demo(output: str | Path, weights: str | None = None, epochs: int | None 
         flush=True,
     )
     return score
+
+
+def _show_export(model: RFDETR, folder: Path) -> None:
+    """Write an ONNX file where that is possible, and say how near it is."""
+    if not all(importlib.util.find_spec(package) for package in ("onnx", "onnxruntime")):
+        print('demo: no file for other runtimes, which takes pip install "rfdetr[onnx]"')
+        return
+    pictures = sorted((folder / "data" / "test").glob("*.jpg"))
+    exported = ExportedModel(model.export(folder / "exported", calibration_data=pictures, max_images=8, verbose=False))
+    parity = exported.facts.parity
+    print(
+        f"demo: {exported.path} finds the same: {parity['matched']:.1%} of {parity['detections']} detections, boxes "
+        f"within {parity['max_box_px']:.4f} px, scores within {parity['max_score']:.6f}"
+    )
 
 
 def _refuse_other(folder: Path) -> None:

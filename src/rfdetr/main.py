@@ -168,14 +168,15 @@ class Model:
 
     def for_prediction(self) -> Callable[..., dict[str, Any]]:
         """What computes the outputs for `predict`: the network in eval mode, or what `inference` made of it."""
-        made = self.inference_model
-        if made is not None:
-            if not self.is_optimised_inplace and not made.is_of(self.model):
-                # Somebody wrote to the weights: the copies in another precision follow.
-                made = self.inference_model = type(made)(self.ready(), made.dtype, made.graphs)
-            return made
-        network = self.ready()
-        return network.eval() if network.training else network
+        made, network = self.inference_model, self.model
+        if network.training:
+            network.eval()
+        if made is None:
+            return self.ready()
+        if not self.is_optimised_inplace and not made.is_of(network):
+            # Somebody wrote to the weights: the copies in another precision follow.
+            made = self.inference_model = type(made)(self.ready(), made.dtype, made.graphs)
+        return made
 
     def optimise(self, dtype: torch.dtype, *, compile: bool, batch_size: int, inplace: bool) -> None:
         """Prepare the network for prediction; see `RFDETR.inference`."""

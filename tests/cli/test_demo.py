@@ -33,7 +33,8 @@ def test_the_last_line_is_the_result(
     small = {**demo.TASKS[task].model, **({} if task == "detect" else {"resolution": 48, "num_queries": 10})}
     monkeypatch.setitem(demo.TASKS, task, dataclasses.replace(demo.TASKS[task], model=small))
     assert cli.main(["demo", "--epochs", "1", "--task", task]) == 0
-    last = capsys.readouterr().out.strip().splitlines()[-1]
+    *_, export, _, last = capsys.readouterr().out.strip().splitlines()
+    assert re.fullmatch(r"demo: .*inference_model\.onnx finds the same: \d+\.\d% of \d+ detections, .*", export)
     assert re.fullmatch(rf"demo: {score} \d\.\d\d on 48 held-out pictures after \d+ min \d+ s", last)
     assert (short / "demo" / "run" / "checkpoint_best_total.pth").is_file()
     with Image.open(short / "demo" / "pictures" / "all.png") as sheet:

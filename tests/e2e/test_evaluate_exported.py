@@ -216,7 +216,7 @@ def test_options_that_a_file_cannot_follow_are_refused_first(
         (OLDER, {"task": "pose"}, "is a model for the task 'pose'; known are detect, segment, keypoints"),
         (OLDER, {"task": "segment"}, r"has the outputs .*lacks masks"),
         (OLDER, {"resolution": "96"}, r"takes inputs of \(64, 64\), but its metadata say \(96, 96\)"),
-        (OLDER, {"num_classes": "7"}, r"has the outputs .*with 8 rows for classes"),
+        (OLDER, {"num_classes": "7"}, r"has the outputs .*labels \(B, Q, 8\) are needed"),
         (OLDER, {"class_names": "cat, dog"}, "has damaged metadata"),
     ],
 )

@@ -8,7 +8,7 @@ import numpy as np
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
-# Rows of the result that are made at a time: few enough for the cache of a core.
+# Rows that are made at a time: few enough for the cache of a core.
 _STRIPE = 16
 
 
@@ -22,26 +22,36 @@ def to_network_size(image: np.ndarray, hw: tuple[int, int], normalised: bool = F
         normalised: give the result zero mean and unit deviation of ImageNet.
     """
     height, width = hw
-    channels = image.shape[2]
-    upper, lower, weight_y = axis_taps(image.shape[0], height)
-    left, right, weight_x = axis_taps(image.shape[1], width)
-    columns, weight_x = np.concatenate((left, right)), np.repeat(weight_x, channels)
-    mean, std = (np.tile(cyclic(values, channels), width) for values in (MEAN, STD))
-    result = np.empty((channels, height, width), np.float32)
+    upper, lower, weight = axis_taps(image.shape[0], height)
+    # Neighbouring rows of the result read the same rows of a small picture: each of them is made once.
+    rows, place = np.unique(np.concatenate((upper, lower)), return_inverse=True)
+    across = _across(image, rows, width)
+    mean, std = (np.tile(cyclic(values, image.shape[2]), width) for values in (MEAN, STD))
+    result = np.empty((image.shape[2], height, width), np.float32)
     for start in range(0, height, _STRIPE):
         stop = min(start + _STRIPE, height)
-        rows = np.concatenate((upper[start:stop], lower[start:stop]))
-        corners = image.take(rows, 0, mode="clip").take(columns, 1, mode="clip").astype(np.float32)
-        if image.dtype == np.uint8:
-            corners /= np.float32(255)
-        corners = corners.reshape(len(rows), 2, width * channels)
-        across = _mix(corners[:, 0], corners[:, 1], weight_x)
-        stripe = _mix(across[: stop - start], across[stop - start :], weight_y[start:stop, None])
+        first, second = (across.take(half[start:stop], 0, mode="clip") for half in (place[:height], place[height:]))
+        stripe = _mix(first, second, weight[start:stop, None])
         if normalised:
             stripe -= mean
             stripe /= std
-        result[:, start:stop] = stripe.reshape(-1, width, channels).transpose(2, 0, 1)
+        result[:, start:stop] = stripe.reshape(-1, width, image.shape[2]).transpose(2, 0, 1)
     return result
+
+
+def _across(image: np.ndarray, rows: np.ndarray, width: int) -> np.ndarray:
+    """Chosen rows of a picture at another width, (rows, width * C) float32 in 0..1."""
+    channels = image.shape[2]
+    left, right, weight = axis_taps(image.shape[1], width)
+    columns, weight = np.concatenate((left, right)), np.repeat(weight, channels)
+    found = np.empty((len(rows), width * channels), np.float32)
+    for start in range(0, len(rows), _STRIPE):
+        part = image.take(rows[start : start + _STRIPE], 0, mode="clip").take(columns, 1, mode="clip")
+        pixels = part.astype(np.float32).reshape(len(part), 2, -1)
+        if image.dtype == np.uint8:
+            pixels /= np.float32(255)
+        found[start : start + _STRIPE] = _mix(pixels[:, 0], pixels[:, 1], weight)
+    return found
 
 
 def _mix(first: np.ndarray, second: np.ndarray, weight: np.ndarray) -> np.ndarray:

@@ -68,6 +68,8 @@ class Runtime(Protocol):
     texts: dict[str, str]
     # Pictures (None for any number), channels, height and width of the input.
     shape: tuple[int | None, int, int, int]
+    # Shape of every output by name, with None for what is not fixed, or for all that the file does not tell.
+    outputs: dict[str, tuple[int | None, ...] | None]
     # Where it runs and in which precision, for people.
     about: str
 

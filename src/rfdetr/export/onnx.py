@@ -77,6 +77,11 @@ def texts_of(path: Path) -> dict[str, str]:
         raise ValueError(f"{path} is no ONNX file: {error}") from error
 
 
+def _sizes(shape: list[Any] | None) -> tuple[int | None, ...] | None:
+    """The sizes that are numbers; ONNX Runtime gives an empty shape where nothing is known."""
+    return tuple(size if isinstance(size, int) else None for size in shape) if shape else None
+
+
 class Runtime:
     """A file in ONNX Runtime (`rfdetr.export.files.Runtime`).
 
@@ -109,7 +114,8 @@ class Runtime:
             raise ValueError(f"{path} is no ONNX file that onnxruntime can run: {error}") from error
         self.texts = dict(self._session.get_modelmeta().custom_metadata_map)
         self.about = f"onnxruntime {runtime.__version__}, {device or 'cpu'}"
-        self._names = [port.name for port in self._session.get_outputs()]
+        self.outputs = {port.name: _sizes(port.shape) for port in self._session.get_outputs()}
+        self._names = list(self.outputs)
         given = self._session.get_inputs()
         match [(port.type, port.shape) for port in given]:
             case [(("tensor(float)" | "tensor(float16)") as kind, [batch, int(channels), int(height), int(width)])]:

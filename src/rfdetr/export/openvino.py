@@ -72,6 +72,10 @@ def _texts(model: Any) -> dict[str, str]:
     return {name: str(value) for name, value in model.get_rt_info([_SECTION]).value.items()}
 
 
+def _sizes(shape: Any) -> tuple[int | None, ...]:
+    return tuple(None if size.is_dynamic else size.get_length() for size in shape)
+
+
 class Runtime:
     """A file in OpenVINO (`rfdetr.export.files.Runtime`), in the precision it was written in.
 
@@ -108,12 +112,13 @@ class Runtime:
         self._compiled: dict[int, Any] = {}
         self._lock, self._local = threading.Lock(), threading.local()
         (given,) = self._model.inputs
-        sizes = [None if size.is_dynamic else size.get_length() for size in given.partial_shape]
+        sizes = _sizes(given.partial_shape)
         if len(sizes) != 4 or None in sizes[1:]:
             raise ValueError(f"{path} has an input of {given.partial_shape}; a detector has (B, 3, H, W)")
-        self.shape = tuple(sizes)
+        self.shape = sizes
         self._input = given.any_name
-        self._names = [port.any_name for port in self._model.outputs]
+        self.outputs = {port.any_name: _sizes(port.partial_shape) for port in self._model.outputs}
+        self._names = list(self.outputs)
         self.about = f"openvino {openvino.__version__.split('-')[0]}, {name}"
 
     def run(self, images: np.ndarray) -> dict[str, np.ndarray]:

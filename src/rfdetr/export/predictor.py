@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from rfdetr.export.files import Runtime, format_of, module_of
 from rfdetr.export.metadata import Facts, from_metadata
 from rfdetr.inference.decode import Found, decode
 from rfdetr.inference.predictor import Predictor
-from rfdetr.inference.sv import supervision
+from rfdetr.inference.sv import preload
 
 # What a raw file gives, and what a final one does, besides what its task adds.
 _RAW, _FINAL = ("dets", "labels"), ("boxes", "scores", "classes")
@@ -106,14 +105,12 @@ class ExportedModel(Predictor):
         if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
             raise ValueError(f"threads={threads!r} must be a positive whole number")
         module = module_of(format_of(path))
-        # Results need a package that is slow to import; it comes while the runtime prepares the network.
-        importing = threading.Thread(target=supervision, daemon=True)
-        importing.start()
+        # Results need a package that is slow to import; it comes while the runtime prepares and runs the network.
+        preload()
         self.path, self.runtime = path, module.Runtime(path, device, threads)
         self.facts = from_metadata(self.runtime.texts, path)
         _check_ports(self.runtime, self.facts, path)
         self.thresholds: dict[str, float] = dict(self.facts.labels.thresholds)
-        importing.join()
 
     @property
     def class_names(self) -> list[str]:
@@ -158,19 +155,25 @@ class ExportedModel(Predictor):
 
 
 def _check_ports(runtime: Runtime, facts: Facts, path: Path) -> None:
-    """ValueError if a file takes or gives something else than its metadata say; it is run once for that."""
-    batch, channels, height, width = runtime.shape
-    if (height, width) != facts.hw:
-        raise ValueError(f"{path} takes inputs of {(height, width)}, but its metadata say {facts.hw}; write it again")
-    found = runtime.run(np.zeros((batch or 1, channels, height, width), np.float32))
+    """ValueError if a file takes or gives something else than its metadata say; sizes it does not tell are trusted."""
+    hw = runtime.shape[2:]
+    if hw != facts.hw:
+        raise ValueError(f"{path} takes inputs of {hw}, but its metadata say {facts.hw}; write it again")
     wanted = (_FINAL if facts.final else _RAW) + _MORE[facts.task][facts.final]
-    shapes = {name: values.shape for name, values in found.items()}
-    boxes, rows = (shapes.get(name, ()) for name in wanted[:2])
-    sound = len(boxes) == 3 and boxes[-1] == 4 and rows[:2] == boxes[:2]
+    shapes = runtime.outputs
     if missing := [name for name in wanted if name not in shapes]:
         raise ValueError(f"{path} has the outputs {shapes} and lacks {', '.join(missing)}; write it with export()")
-    if not sound or (not facts.final and rows[2:] != (facts.labels.count,)):
+    rows = (None, None) if facts.final else (None, None, facts.labels.count)
+    if not all(_fits(shapes[name], sizes) for name, sizes in zip(wanted, ((None, None, 4), rows), strict=False)):
         raise ValueError(
-            f"{path} has the outputs {shapes}; {wanted[0]} (B, Q, 4) and {wanted[1]} of the same B and Q, with "
-            f"{facts.labels.count} rows for classes, are needed"
+            f"{path} has the outputs {shapes}; {wanted[0]} (B, Q, 4) and {wanted[1]} "
+            f"{'(B, Q)' if facts.final else f'(B, Q, {facts.labels.count})'} are needed"
         )
+
+
+def _fits(shape: tuple[int | None, ...] | None, wanted: tuple[int | None, ...]) -> bool:
+    """Whether a shape can be the wanted one; None is anything."""
+    if shape is None:
+        return True
+    pairs = zip(shape, wanted, strict=False)
+    return len(shape) == len(wanted) and all(a is None or b is None or a == b for a, b in pairs)

@@ -106,6 +106,7 @@ class Runtime:
         names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
         given = [name for name in names if self._engine.get_tensor_mode(name) == tensorrt.TensorIOMode.INPUT]
         self._input, self._names = given[0], [name for name in names if name not in given]
+        self.outputs = dict.fromkeys(self._names)
         batch, *rest = self._engine.get_tensor_shape(self._input)
         self.shape = (None if batch < 0 else batch, *rest)
         self.about = f"tensorrt {tensorrt.__version__}, {torch.cuda.get_device_name(self._device)}"

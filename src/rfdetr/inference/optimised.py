@@ -67,7 +67,9 @@ def in_precision(network: Detector, dtype: torch.dtype) -> Detector:
 
 
 def _converted(part: nn.Module, dtype: torch.dtype) -> Any:
-    return InPrecision(copy.deepcopy(part).requires_grad_(False).to(dtype), dtype)
+    # Also when it is made anew in the middle of a prediction its tensors are usual ones, which have versions.
+    with torch.inference_mode(False):
+        return InPrecision(copy.deepcopy(part).requires_grad_(False).to(dtype), dtype)
 
 
 def is_faster(dtype: torch.dtype) -> bool:
@@ -96,9 +98,17 @@ class Optimised:
     def __init__(self, network: Detector, dtype: torch.dtype, graphs: bool) -> None:
         self.dtype, self.graphs = dtype, graphs
         self.network = network if dtype == torch.float32 else in_precision(network, dtype)
-        self._weights = fingerprint(network)
+        self._weights: tuple[tuple[int, int], ...] = fingerprint(network)
         self._captured: OrderedDict[tuple[int, ...], Callable[[Tensor], Outputs]] = OrderedDict()
         self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"dtype": self.dtype, "graphs": self.graphs, "network": self.network}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        # In another process, or of a copy, nothing is captured, and the weights are others by their identity.
+        self._weights, self._captured, self._lock = (), OrderedDict(), threading.Lock()
 
     def is_of(self, network: Detector) -> bool:
         """Whether it computes what the network does, whose weights may have been written to since."""
@@ -124,7 +134,7 @@ class Optimised:
             self._captured[shape] = capture(self.network, images)
         except RuntimeError as error:
             # The network itself works; without graphs it is as fast as before.
-            warnings.warn(f"no CUDA graph could be captured, so predict() goes on without: {error}", stacklevel=6)
+            warnings.warn(f"no CUDA graph could be captured, so predict() goes on without: {error}", stacklevel=7)
             self.graphs = False
             self._captured.clear()
             return None

@@ -141,8 +141,10 @@ class Predictor:
             FileNotFoundError, PIL.UnidentifiedImageError: a file that is missing or damaged.
         """
         runner = self._runner()
-        if batch_size is not None and (isinstance(batch_size, bool) or batch_size < 1):
-            raise ValueError(f"batch_size={batch_size} must be at least 1")
+        if batch_size is not None and (
+            isinstance(batch_size, bool) or not isinstance(batch_size, Integral) or batch_size < 1
+        ):
+            raise ValueError(f"batch_size={batch_size!r} must be a positive whole number")
         if patch_size is not None and patch_size != runner.patch_size:
             raise ValueError(f"patch_size={patch_size} is not the model's, {runner.patch_size}")
         if nms is not None and (isinstance(nms, bool) or not isinstance(nms, Real) or not 0 <= nms <= 1):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -35,7 +35,7 @@ def to_result(
     hw: tuple[int, int],
     source: np.ndarray | None,
     mask_format: str = "dense",
-    parts: Sequence[CutOut] | None = None,
+    parts: Iterable[CutOut] | None = None,
 ) -> object:
     """One picture's `supervision.KeyPoints` if the model finds keypoints, else its `supervision.Detections`.
 
@@ -45,7 +45,7 @@ def to_result(
         hw: height and width of the picture.
         source: its pixels, kept in `metadata["source_image"]`; None leaves them out.
         mask_format: see `rfdetr.inference.masks`.
-        parts: masks of the detections that are enlarged already.
+        parts: masks of the detections, enlarged already; None enlarges `mask_logits`, where there are any.
     """
     xyxy, class_id = found["boxes"].reshape(-1, 4), found["labels"].astype(np.int64)
     name_of = np.empty(len(names), object)
@@ -55,9 +55,10 @@ def to_result(
     if "keypoints" in found:
         return _to_key_points(found, xyxy, class_id, data, picture, hw)
     mask = None
-    if "mask_logits" in found:
-        enlarged = cut_outs(found["mask_logits"].astype(np.float32), hw) if parts is None else iter(parts)
-        mask, shapes = to_masks(enlarged, len(class_id), hw, mask_format)
+    if parts is None and "mask_logits" in found:
+        parts = cut_outs(found["mask_logits"].astype(np.float32), hw)
+    if parts is not None:
+        mask, shapes = to_masks(parts, len(class_id), hw, mask_format)
         data |= shapes
     return supervision().Detections(
         xyxy=xyxy,

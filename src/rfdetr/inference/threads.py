@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -32,6 +33,11 @@ def polite_threads() -> Iterator[None]:
         yield
         return
     torch.set_num_threads(fair)
+    # Threads that use PyTorch for the first time meanwhile would take this number over for good. What another thread
+    # sets is theirs, and leaves this one alone.
+    teller = threading.Thread(target=torch.set_num_threads, args=(wanted,))
+    teller.start()
+    teller.join()
     try:
         yield
     finally:
