@@ -40,7 +40,13 @@ def main() -> None:
         for name in options.formats.split(","):
             exported = rfdetr.load(model.export(folder, format=name, verbose=False))
             for count in (1, 3, 8):
-                parity = compare(wanted, found_by(exported, pictures, count, options.threshold), pictures, tolerance)
+                parity = compare(
+                    wanted,
+                    found_by(exported, pictures, count, options.threshold),
+                    pictures,
+                    tolerance,
+                    model.model_config.num_select,
+                )
                 print(
                     f"{exported.path.name:<24}{count:>8}{parity.detections:>12}{parity.matched:>10.2%}"
                     f"{parity.max_box_px:>10.5f}{parity.max_score:>10.6f}{parity.max_mask:>8.4f}"

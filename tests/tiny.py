@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rfdetr import RFDETRKeypointPreview, RFDETRNano, RFDETRSegNano
+import torch
+
+from rfdetr import RFDETR, RFDETRKeypointPreview, RFDETRNano, RFDETRSegNano
 from rfdetr.datasets.synthetic import draw_dataset
 
 MODEL: dict[str, Any] = {
@@ -54,3 +56,29 @@ def tiny_segmenter(**options: Any) -> RFDETRSegNano:
 def tiny_keypoints(**options: Any) -> RFDETRKeypointPreview:
     """A network with random weights that predicts keypoints."""
     return RFDETRKeypointPreview(**{**TASK_MODEL, **options})
+
+
+def decided_model(task: str = "detect", **options: Any) -> RFDETR:
+    """A network of a task with random weights that decide clearly.
+
+    Scores, shapes and start boxes are so far apart that neither half precision nor another runtime puts one in the
+    place of another; every query-class pair is reported.
+    """
+    of_task = {
+        "detect": (tiny_model, {}),
+        "segment": (tiny_segmenter, {}),
+        "keypoints": (tiny_keypoints, {"num_keypoints_per_class": [3, 2]}),
+    }
+    make, more = of_task[task]
+    torch.manual_seed(7)
+    model = make(**{"num_classes": 3, "num_queries": 6, "num_select": 24, **more, **options})
+    network = model.model.model
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if "masks" in name or "keypoint" in name:
+                parameter.normal_(std=0.3)
+        network.class_head.weight.normal_(std=0.5)
+        network.class_head.bias.zero_()
+        network.box_head.layers[-1].weight.normal_(std=0.1)
+        network.proposals.classes.weight.normal_(std=1.0)
+    return model

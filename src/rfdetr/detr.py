@@ -262,7 +262,7 @@ class RFDETR(Predictor):
         self.model.refuse_inplace("export()")
         if patch_size is not None and patch_size != config.patch_size:
             raise ValueError(f"patch_size={patch_size} is not the model's, {config.patch_size}")
-        hw = check_shape(shape or (config.resolution, config.resolution), config.block_size)
+        hw = check_shape((config.resolution,) * 2 if shape is None else shape, config.block_size)
         request = read_options(
             format,
             batch_size=batch_size,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import os
 import platform
 import shutil
 import threading
@@ -12,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
+import torch
 
 import rfdetr
 from rfdetr.checkpoints.download import cache_folder
@@ -127,7 +129,9 @@ def _open(model: Model, backend: str, hw: tuple[int, int]) -> FileRunner:
         logger.info("the network is prepared for %s, once for these weights", backend)
         found = [export(model, folder, backend, Request("inference_model"), hw)]
         _tidy(folder.parent)
-    runtime = module.Runtime(found[0])
+    # A program that gave PyTorch fewer threads than there are cores means this too.
+    threads = torch.get_num_threads()
+    runtime = module.Runtime(found[0], threads=threads if threads < (os.cpu_count() or 1) else None)
     return FileRunner(runtime, from_metadata(runtime.texts, found[0]))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,11 +78,17 @@ def sample_pictures(count: int = 8) -> list[np.ndarray]:
 
 
 def chosen_pictures(source: Any, most: int) -> list[np.ndarray]:
-    """Pictures that the user names for the comparison, or drawn ones."""
+    """Pictures that the user names for the comparison, or drawn ones.
+
+    Raises:
+        ValueError, TypeError, OSError: there is none, or one that cannot be read.
+    """
+    if isinstance(most, bool) or not isinstance(most, int) or most < 1:
+        raise ValueError(f"max_images={most!r} must be a positive whole number")
     if source is None:
         return sample_pictures()
     pictures, _ = load_images(source)
-    found = [picture for picture, _ in zip(pictures, range(most), strict=False)]
+    found = list(itertools.islice(pictures, most))
     if not found:
         raise ValueError("calibration_data holds no picture; leave it out to compare on drawn ones")
     return found
@@ -93,16 +100,17 @@ def check(model: Model, exported: Runner, pictures: list[np.ndarray], hw: HW, pr
     Raises:
         RuntimeError: they find something else.
     """
-    tolerance = TOLERANCES[precision]
-    wanted = _alone(NetworkRunner(model), pictures, hw)
-    parity = _measure(wanted, exported, pictures, hw, tolerance)
+    tolerance, reports = TOLERANCES[precision], model.config.num_select
+    wanted = _alone(_computed(model), pictures, hw)
+    parity = _measure(wanted, exported, pictures, hw, tolerance, reports)
     missing = 1 - parity.matched
     if missing <= 1 - tolerance.share:
         return parity
     # Poor weights choose between start boxes that differ by less than rounding does: how much the model itself differs
     # when it is computed a little otherwise is no fault of the file.
-    own = compare(wanted, _alone(_otherwise(model, precision), pictures, hw), pictures, tolerance)
-    if missing <= 3 * (1 - own.matched):
+    otherwise = _computed(model, torch.float64) if precision == "float32" else _computed(model, halved=True)
+    own = compare(wanted, _alone(otherwise, pictures, hw), pictures, tolerance, reports)
+    if missing <= 3 * (1 - own.matched) and parity.matched >= own.matched / 2:
         logger.info(
             "these weights are so undecided that %.0f %% of the model's own detections hang on rounding",
             100 * (1 - own.matched),
@@ -117,29 +125,33 @@ def check(model: Model, exported: Runner, pictures: list[np.ndarray], hw: HW, pr
 
 def measure(model: Model, exported: Runner, pictures: list[np.ndarray], hw: HW, precision: str) -> Parity:
     """How near a file is to the model it was made of, however far that is."""
-    return _measure(_alone(NetworkRunner(model), pictures, hw), exported, pictures, hw, TOLERANCES[precision])
+    wanted = _alone(_computed(model), pictures, hw)
+    return _measure(wanted, exported, pictures, hw, TOLERANCES[precision], model.config.num_select)
 
 
-def _measure(wanted: list[Found], exported: Runner, pictures: list[np.ndarray], hw: HW, tolerance: Tolerance) -> Parity:
+def _measure(
+    wanted: list[Found], exported: Runner, pictures: list[np.ndarray], hw: HW, tolerance: Tolerance, reports: int
+) -> Parity:
     found: list[Found] = []
     # Alone and in batches: a file for any number of pictures must not know the one it was traced with.
     for size in (1, 3, len(pictures)):
         if part := pictures[len(found) : len(found) + size]:
             found += exported.detect(part, hw, -1.0)
-    hidden = exported.labels.hidden
-    wanted, found = ([select(one, -1.0, hidden) for one in side] for side in (wanted, found))
-    return compare(wanted, found, pictures, tolerance)
+    return compare(wanted, found, pictures, tolerance, reports, exported.labels.hidden)
 
 
 def _alone(runner: Runner, pictures: list[np.ndarray], hw: HW) -> list[Found]:
     return [runner.detect([picture], hw, -1.0)[0] for picture in pictures]
 
 
-def _otherwise(model: Model, precision: str) -> Runner:
-    """The model in double precision; or for a file of half precision with weights that were rounded to it."""
+def _computed(model: Model, kind: torch.dtype = torch.float32, *, halved: bool = False) -> Runner:
+    """A copy of the model's network on the CPU in a precision, wherever it is and whatever `inference` made of it.
+
+    Args:
+        halved: with weights that were rounded to half precision.
+    """
     network = copy.deepcopy(model.ready()).cpu().eval()
-    kind = torch.float32 if precision == "float16" else torch.float64
-    network = network.half().to(kind) if precision == "float16" else network.to(kind)
+    network = network.half().to(kind) if halved else network.to(kind)
 
     def run(images: torch.Tensor, **_: bool) -> dict[str, torch.Tensor]:
         outputs = network(images.to(kind), last_only=True, whole_masks=True)
@@ -152,15 +164,28 @@ def _otherwise(model: Model, precision: str) -> Runner:
 
 
 def compare(
-    wanted: Sequence[Found], found: Sequence[Found], pictures: Sequence[np.ndarray], tolerance: Tolerance
+    wanted: Sequence[Found],
+    found: Sequence[Found],
+    pictures: Sequence[np.ndarray],
+    tolerance: Tolerance,
+    reports: int,
+    hidden: Sequence[int] = (),
 ) -> Parity:
-    """Pair the detections of two models in the same pictures, as sets: those of equal scores have no order."""
+    """Pair the detections of two models in the same pictures, as sets: those of equal scores have no order.
+
+    Args:
+        reports: the most detections of a picture.
+        hidden: labels that are no class.
+    """
     total = near = 0
     box = score = mask = 0.0
     for one, other, picture in zip(wanted, found, pictures, strict=True):
         side = max(picture.shape[:2])
-        for first, second in ((one, other), (other, one)):
-            boxes, scores, masks = _differences(first, second, side, tolerance)
+        lowest = [_lowest(each, reports) + tolerance.score for each in (one, other)]
+        one, other = select(one, -1.0, hidden), select(other, -1.0, hidden)
+        for first, second, last in ((one, other, lowest[1]), (other, one, lowest[0])):
+            rows = np.flatnonzero(first["scores"] > last)[:COMPARED]
+            boxes, scores, masks = _differences(first, rows, second, side, tolerance)
             good = (boxes <= tolerance.box * side) & (scores <= tolerance.score) & (masks <= tolerance.mask)
             total, near = total + len(good), near + int(good.sum())
             box, score = max(box, boxes[good].max(initial=0)), max(score, scores[good].max(initial=0))
@@ -169,22 +194,25 @@ def compare(
     return Parity(len(pictures), total // 2, round(share, 6), *(round(float(one), 8) for one in (box, score, mask)))
 
 
-def _differences(first: Found, second: Found, side: int, tolerance: Tolerance) -> np.ndarray:
-    """Differences of places in pixels, of scores and of masks between the best of one set and their partners, (3, N).
+def _lowest(found: Found, reports: int) -> float:
+    """The score that a detection needs to be certainly among those of a picture, which are the best of many.
+
+    Which ones are the last of so many is chance; it excuses nothing where there are fewer, or scores that are none.
+    """
+    scores = found["scores"]
+    return float(scores.min()) if len(scores) >= reports and np.isfinite(scores).all() else -np.inf
+
+
+def _differences(first: Found, rows: np.ndarray, second: Found, side: int, tolerance: Tolerance) -> np.ndarray:
+    """Differences of places in pixels, of scores and of masks between rows of a set and their partners, (3, N).
 
     Who has no partner differs infinitely.
     """
-    scores = first["scores"]
-    rows = min(len(scores), COMPARED)
-    if len(scores) != len(second["scores"]) or len(scores) > COMPARED:
-        # Which ones are the last of so many is chance.
-        last = max((float(one["scores"].min(initial=1)) for one in (first, second)), default=1)
-        rows = min(rows, int((scores > last + tolerance.score).sum()))
-    away = np.full((3, rows), np.inf)
-    boxes = np.abs(first["boxes"][:rows, None] - second["boxes"][None]).max(-1)
-    gaps = np.abs(scores[:rows, None] - second["scores"][None])
+    away = np.full((3, len(rows)), np.inf)
+    boxes = np.abs(first["boxes"][rows, None] - second["boxes"][None]).max(-1)
+    gaps = np.abs(first["scores"][rows, None] - second["scores"][None])
     cost = np.where(
-        first["labels"][:rows, None] == second["labels"][None],
+        first["labels"][rows, None] == second["labels"][None],
         boxes / (tolerance.box * side) + gaps / tolerance.score,
         np.inf,
     )
@@ -195,10 +223,10 @@ def _differences(first: Found, second: Found, side: int, tolerance: Tolerance) -
     away[1, ours] = gaps[ours, theirs]
     away[2, ours] = 0
     if "keypoints" in first:
-        points = np.abs(first["keypoints"][ours, :, :2] - second["keypoints"][theirs, :, :2]).max((1, 2))
+        points = np.abs(first["keypoints"][rows[ours], :, :2] - second["keypoints"][theirs, :, :2]).max((1, 2))
         away[0, ours] = np.maximum(away[0, ours], points)
     if "mask_logits" in first:
-        one, other = first["mask_logits"][ours] > 0, second["mask_logits"][theirs] > 0
+        one, other = first["mask_logits"][rows[ours]] > 0, second["mask_logits"][theirs] > 0
         away[2, ours] = (one ^ other).sum((1, 2)) / np.maximum((one | other).sum((1, 2)), 1)
     return away
 

@@ -38,7 +38,7 @@ class ExportGraph(nn.Module):
 
     def example(self, batch_size: int) -> Tensor:
         """Images to trace with; the network has seen some of this size then, and holds the constants of the size."""
-        images = torch.randn(batch_size, self.network.encoder.patches.in_channels, *self.hw)
+        images = _noise(batch_size, self.network.encoder.patches.in_channels, *self.hw)
         with torch.no_grad():
             self(images)
         return images
@@ -106,7 +106,7 @@ class BackboneGraph(nn.Module):
 
     def example(self, batch_size: int) -> Tensor:
         """See `ExportGraph.example`."""
-        images = torch.randn(batch_size, self.encoder.patches.in_channels, *self.hw)
+        images = _noise(batch_size, self.encoder.patches.in_channels, *self.hw)
         with torch.no_grad():
             self(images)
         return images
@@ -116,3 +116,8 @@ class BackboneGraph(nn.Module):
 
 
 Graph = ExportGraph | FinalGraph | BackboneGraph
+
+
+def _noise(*shape: int) -> Tensor:
+    """Always the same, and without a draw from what seeds the user's own numbers."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))

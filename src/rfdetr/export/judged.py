@@ -45,7 +45,8 @@ class JudgedFile:
         facts = exported.facts
         self.class_names, self.class_labels = exported.class_names, exported.class_labels
         self.has_names, self.thresholds, self.origin = facts.has_names, exported.thresholds, str(exported.path)
-        keypoints = {"use_grouppose_keypoints": True, "num_keypoints_per_class": list(facts.schema)}
+        keypoints = dict.fromkeys(("use_grouppose_keypoints", "dual_projector", "dual_projector_kp_only"), True)
+        keypoints |= {"num_keypoints_per_class": list(facts.schema)}
         self.config = ModelConfig(
             resolution=facts.hw[0],
             # Of patches and windows nothing but their product matters outside of the network.

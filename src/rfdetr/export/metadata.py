@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,11 @@ if TYPE_CHECKING:
 
 # Every file has these; the others came later.
 _REQUIRED = ("class_names", "resolution")
-_TEXTS = ("task", "model_name", "rfdetr_version", "rfdetr_notes", "format", "precision")
+# What is read as JSON; whatever else a file says is text.
+_FACTS = (
+    *("class_names", "class_labels", "hidden_labels", "has_names", "thresholds", "num_classes", "num_select"),
+    *("resolution", "block_size", "final", "num_keypoints_per_class", "postprocess_trace_alpha", "parity"),
+)
 TASKS = ("detect", "segment", "keypoints")
 
 
@@ -49,7 +54,7 @@ class Facts:
 
 
 def to_metadata(model: Model, hw: tuple[int, int], *, final: bool, notes: Any = None) -> dict[str, str]:
-    """The metadata of a model for inputs of a height and width; all but `_TEXTS` is JSON."""
+    """The metadata of a model for inputs of a height and width; all but what is text already is JSON."""
     config = model.config
     facts = {
         "class_names": model.class_names,
@@ -87,10 +92,14 @@ def from_metadata(texts: Mapping[str, str], path: Path) -> Facts:
         )
     if (task := texts.get("task", "detect")) not in TASKS:
         raise ValueError(f"{path} is a model for the task {task!r}; known are {', '.join(TASKS)}")
-    try:
-        facts: dict[str, Any] = {name: text if name in _TEXTS else json.loads(text) for name, text in texts.items()}
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} has damaged metadata, {dict(texts)}; write it again with export()") from error
+    facts: dict[str, Any] = {"model_name": texts.get("model_name", "")}
+    for name in (name for name in _FACTS if name in texts):
+        try:
+            facts[name] = json.loads(texts[name])
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"{path} has damaged metadata, {name} is {texts[name]!r}; write it again with export()"
+            ) from error
     _check_kinds(facts, path)
     names, side = facts["class_names"], facts["resolution"]
     labels = facts.get("class_labels", list(range(len(names))))
@@ -105,7 +114,7 @@ def from_metadata(texts: Mapping[str, str], path: Path) -> Facts:
         facts.get("final", False),
         tuple(facts.get("num_keypoints_per_class", ())),
         facts.get("postprocess_trace_alpha", 0.2),
-        facts.get("model_name", ""),
+        facts["model_name"],
         facts.get("parity", {}),
         dict(texts),
     )
@@ -121,11 +130,12 @@ def _check_kinds(facts: Mapping[str, Any], path: Path) -> None:
         return type(facts.get(name, least)) is int and facts.get(name, least) >= least
 
     names, labels, side = facts["class_names"], facts.get("class_labels"), facts["resolution"]
+    highest = facts["num_classes"] if type(facts.get("num_classes")) is int else math.inf
     thresholds = facts.get("thresholds", {})
     sound = {
         "class_names": all_are(str, names),
         "class_labels": labels is None
-        or (all_are(int, labels) and len(labels) == len(names) and min(labels, default=0) >= 0),
+        or (all_are(int, labels) and len(labels) == len(names) and all(0 <= label <= highest for label in labels)),
         "thresholds": isinstance(thresholds, dict) and all_are(float, list(thresholds.values())),
         "resolution": whole("resolution", 1) or (all_are(int, side) and len(side) == 2 and min(side) > 0),
         "hidden_labels": all_are(int, facts.get("hidden_labels", [])),

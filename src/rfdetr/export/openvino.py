@@ -111,6 +111,8 @@ class Runtime:
             self._settings["INFERENCE_NUM_THREADS"] = threads
         self._compiled: dict[int, Any] = {}
         self._lock, self._local = threading.Lock(), threading.local()
+        if len(self._model.inputs) != 1:
+            raise ValueError(f"{path} has {len(self._model.inputs)} inputs; a detector has one, (B, 3, H, W)")
         (given,) = self._model.inputs
         sizes = _sizes(given.partial_shape)
         if len(sizes) != 4 or None in sizes[1:]:

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
 
-from rfdetr.export.files import FORMATS, Request, module_of
+from rfdetr.export.files import FORMATS, SUFFIXES, Request, module_of
 
-# Formats that take any number of pictures, and those that can be written in half precision.
+# Formats that are made of an ONNX file and take any number of pictures, and the precisions that files can have.
 _DYNAMIC = ("onnx", "openvino", "tensorrt")
 _PRECISIONS = ("float32", "float16")
 
@@ -30,7 +30,7 @@ def read_options(
     """The request of a call of `export`; see there for the options.
 
     Args:
-        precisions: what each format that has a choice was asked for; bool means half precision or not.
+        precisions: what each format that has a choice was asked for; of TensorRT, half precision or not.
 
     Raises:
         ValueError, TypeError, NotImplementedError: options that are not allowed, or that this format does not have.
@@ -51,6 +51,13 @@ def read_options(
         raise NotImplementedError(f"dynamic_batch=True: {format} files take one number of pictures; give batch_size")
     if dynamic_batch is None:
         dynamic_batch = kind in _DYNAMIC and batch_size is None
+    for names, value, kinds in (
+        ("backend and soc", backend or soc, ("executorch",)),
+        ("max_batch_size", max_batch_size, ("tensorrt",)),
+        ("simplify", simplify, _DYNAMIC),
+    ):
+        if value and kind not in kinds:
+            raise ValueError(f"{names}: {value!r} is of no effect with format={format!r}; leave it out")
     if max_batch_size is not None and batch_size is not None and max_batch_size < batch_size:
         raise ValueError(f"max_batch_size={max_batch_size} is less than batch_size={batch_size}")
     return Request(
@@ -68,19 +75,21 @@ def read_options(
 def _stem(output_name: str | None) -> str:
     if output_name is None:
         return "inference_model"
-    stem = PurePath(output_name).stem if isinstance(output_name, str) else ""
-    if not stem or PurePath(output_name).name != output_name:
+    name = PurePath(output_name) if isinstance(output_name, str) else PurePath()
+    if str(name) != output_name or name.name != output_name or output_name.startswith("."):
         raise ValueError(f"output_name={output_name!r} must be the name of a file, without folders")
-    return stem
+    # What follows a dot is a suffix only if it is one: models have names such as "nano-1.5".
+    return name.stem if name.suffix in SUFFIXES else name.name
 
 
 def _precision(kind: str, precisions: Mapping[str, Any]) -> str:
     for name, wanted in precisions.items():
-        if name != kind and wanted is not None and not isinstance(wanted, bool):
+        if wanted is None or name == "tensorrt":
+            continue
+        if wanted not in _PRECISIONS:
+            raise ValueError(f"{name}_precision={wanted!r} must be one of {', '.join(_PRECISIONS)}")
+        if name != kind:
             raise ValueError(f"{name}_precision={wanted!r} is of no effect with format={kind!r}; leave it out")
-    wanted = precisions.get(kind)
-    if isinstance(wanted, bool):
-        return "float16" if wanted else "float32"
-    if wanted is not None and wanted not in _PRECISIONS:
-        raise ValueError(f"{kind}_precision={wanted!r} must be one of {', '.join(_PRECISIONS)}")
-    return wanted or "float32"
+    if kind == "tensorrt":
+        return "float16" if precisions[kind] else "float32"
+    return precisions.get(kind) or "float32"

@@ -12,6 +12,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from rfdetr.export.check import check, check_features, chosen_pictures, measure
 from rfdetr.export.files import FORMATS, Request, Runtime, module_of
 from rfdetr.export.graph import BackboneGraph, ExportGraph, FinalGraph, Graph
@@ -51,15 +53,19 @@ def export(
     module = module_of(format)
     texts = to_metadata(model, hw, final=part == "final", notes=notes)
     texts |= {"format": FORMATS[format], "precision": request.precision}
+    chosen = chosen_pictures(pictures, max_images)
     with _workshop(folder) as workshop:
         graph = _graph(model, hw, part)
         path = module.write(graph, workshop, request)
-        if not force:
-            _refuse_foreign(module, folder / path.name, texts)
         module.annotate(path, texts)
+        if not force:
+            _refuse_foreign(module, path, folder, texts)
         runtime = _opened(module, path, folder / path.name)
         if runtime is not None:
-            kept = _compared(model, runtime, graph, (pictures, max_images), folder / path.name, allow_drift)
+            kept = _compared(model, runtime, graph, chosen, folder / path.name, allow_drift)
+            if part != "backbone":
+                kept["compared_on"] = "drawn pictures" if pictures is None else "the user's pictures"
+            del runtime  # some systems replace no file that is open
             module.annotate(path, {"parity": json.dumps(kept)})
         return _put(path, folder)
 
@@ -77,28 +83,27 @@ def _opened(module: Any, path: Path, target: Path) -> Runtime | None:
     try:
         return module.Runtime(path)
     except (ImportError, NotImplementedError) as error:
-        warnings.warn(f"{target} was not compared with the model: {error}", stacklevel=5)
+        warnings.warn(f"{target} was not compared with the model: {error}", stacklevel=4)
         return None
 
 
 def _compared(
-    model: Model, runtime: Runtime, graph: Graph, pictures: tuple[Any, int], target: Path, allow_drift: bool
+    model: Model, runtime: Runtime, graph: Graph, pictures: list[np.ndarray], target: Path, allow_drift: bool
 ) -> dict[str, Any]:
     """What the comparison of a file with its model found."""
     if isinstance(graph, BackboneGraph):
         return check_features(graph, runtime, target)
     facts = from_metadata(runtime.texts, target)
     runner, precision = FileRunner(runtime, facts), runtime.texts["precision"]
-    chosen = chosen_pictures(*pictures)
     if allow_drift:
-        parity = measure(model, runner, chosen, graph.hw, precision)
+        parity = measure(model, runner, pictures, graph.hw, precision)
     else:
-        parity = check(model, runner, chosen, graph.hw, precision, target)
+        parity = check(model, runner, pictures, graph.hw, precision, target)
     logger.info(
         "%s: %.1f %% of %d detections are the model's, boxes within %.2g px, scores within %.2g",
         *(target.name, 100 * parity.matched, parity.detections, parity.max_box_px, parity.max_score),
     )
-    return {**asdict(parity), "compared_on": "drawn pictures" if pictures[0] is None else "the user's pictures"}
+    return asdict(parity)
 
 
 @contextmanager
@@ -115,11 +120,14 @@ def _workshop(folder: Path) -> Iterator[Path]:
         shutil.rmtree(made, ignore_errors=True)
 
 
-def _refuse_foreign(module: Any, target: Path, texts: dict[str, str]) -> None:
-    """FileExistsError if something else than an earlier export of this model has the name."""
-    if not target.exists():
-        return
+def _refuse_foreign(module: Any, path: Path, folder: Path, texts: dict[str, str]) -> None:
+    """FileExistsError if something else than an earlier export of this model has the name of anything that was made."""
+    target = folder / path.name
     advice = "nothing is overwritten; give another output_name, or force=True"
+    if not target.exists():
+        if taken := [part.name for part in path.parent.iterdir() if (folder / part.name).exists()]:
+            raise FileExistsError(f"{folder / taken[0]} exists, but no {target.name} that it belongs to; {advice}")
+        return
     try:
         known = module.texts_of(target)
     except (ValueError, OSError) as error:

@@ -51,10 +51,17 @@ def log_spread(raw: Tensor, exists: Tensor) -> Tensor:
     """
     log_l11, l21, log_l22 = raw[..., 4:7].unbind(-1)
     cross = 2 * l21.abs().clamp(min=_SMALLEST).log() - 2 * log_l11 - 2 * log_l22
-    trace = torch.stack((-2 * log_l11, -2 * log_l22, cross), dim=-1).logsumexp(-1)
+    trace = _logsumexp(torch.stack((-2 * log_l11, -2 * log_l22, cross), dim=-1))
     presence = raw[..., 2].sigmoid().clamp(min=_SMALLEST).log().masked_fill(~exists, -torch.inf)
-    spread = (trace + presence).logsumexp(-1) - presence.logsumexp(-1)
+    spread = _logsumexp(trace + presence) - _logsumexp(presence)
     return torch.where(exists.any(-1), spread, 0.0)
+
+
+def _logsumexp(values: Tensor) -> Tensor:
+    """`torch.logsumexp` over the last axis, in the same steps; OpenVINO computes the ONNX operator of it wrongly."""
+    highest = values.amax(-1, keepdim=True)
+    highest = torch.where(highest.abs() == torch.inf, 0.0, highest)
+    return (values - highest).exp().sum(-1).log() + highest.squeeze(-1)
 
 
 def enlarge(logits: Tensor, hw: tuple[int, int]) -> Tensor:
