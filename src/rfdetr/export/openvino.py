@@ -29,16 +29,23 @@ def write(graph: Any, folder: Path, request: Request) -> Path:
     source = onnx.write(graph, folder, replace(request, stem=f"{request.stem}_source"))
     path = folder / f"{request.stem}.xml"
     half = request.precision == "float16"
-    openvino.save_model(openvino.Core().read_model(str(source)), str(path), compress_to_fp16=half)
+    openvino.save_model(_core().read_model(str(source)), str(path), compress_to_fp16=half)
     source.unlink()
     if _holds_halves(openvino, path) != half:
         raise RuntimeError(f"OpenVINO did not store the weights as {request.precision}; nothing is written")
     return path
 
 
+def _core() -> Any:
+    """OpenVINO, which reads weights instead of mapping them: who replaces a file must not crash those who opened it."""
+    core = require("openvino").Core()
+    core.set_property({"ENABLE_MMAP": False})
+    return core
+
+
 def _holds_halves(openvino: Any, path: Path) -> bool:
     """Whether the large constants of a file are of 16 bits."""
-    constants = [op for op in openvino.Core().read_model(str(path)).get_ops() if op.get_type_name() == "Constant"]
+    constants = [op for op in _core().read_model(str(path)).get_ops() if op.get_type_name() == "Constant"]
     kinds = {op.get_element_type().get_type_name() for op in constants if len(op.get_output_shape(0)) >= 2}
     return "f16" in kinds and "f32" not in {
         op.get_element_type().get_type_name() for op in constants if np.prod(list(op.get_output_shape(0))) >= 2**14
@@ -48,7 +55,7 @@ def _holds_halves(openvino: Any, path: Path) -> bool:
 def annotate(path: Path, texts: Mapping[str, str]) -> None:
     """Set the metadata of a file."""
     openvino = require("openvino")
-    model = openvino.Core().read_model(str(path))
+    model = _core().read_model(str(path))
     for name, text in texts.items():
         model.set_rt_info(text, [_SECTION, name])
     part = path.with_name(f"{path.stem}_part.xml")
@@ -61,7 +68,7 @@ def annotate(path: Path, texts: Mapping[str, str]) -> None:
 def texts_of(path: Path) -> dict[str, str]:
     """The metadata of a file; ValueError if OpenVINO cannot read it."""
     try:
-        return _texts(require("openvino").Core().read_model(str(path)))
+        return _texts(_core().read_model(str(path)))
     except RuntimeError as error:
         raise ValueError(f"{path} is no file that OpenVINO can read: {error}") from error
 
@@ -95,7 +102,7 @@ class Runtime:
             raise FileNotFoundError(
                 f"{path.with_suffix('.bin')} is missing, the weights of {path.name}; keep both together"
             )
-        core = openvino.Core()
+        core = _core()
         try:
             self._model = core.read_model(str(path))
         except RuntimeError as error:
