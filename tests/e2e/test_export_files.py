@@ -47,7 +47,7 @@ def file(detector: RFDETR, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def xml(detector: RFDETR, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return detector.export(tmp_path_factory.mktemp("openvino"), format="openvino", verbose=False)
+    return detector.export(tmp_path_factory.mktemp("openvino"), format="openvino", **QUICK)
 
 
 Edit = Callable[[ModelProto], object]
@@ -95,12 +95,8 @@ def of_other_weights(content: ModelProto) -> None:
 WRONG: dict[str, Edit] = {
     "other weights": of_other_weights,
     "boxes aside": lambda one: through(one, "dets", ("Add", ["raw", "x"], {}), x=np.float32([0.01, 0, 0, 0])),
-    "scores a little higher": lambda one: through(one, "labels", ("Add", ["raw", "x"], {}), x=np.float32(0.01)),
-    "classes exchanged": lambda one: through(one, "labels", ("Gather", ["raw", "x"], {"axis": 2}), x=[1, 0, 2, 3]),
     "queries exchanged": lambda one: through(one, "dets", ("Gather", ["raw", "x"], {"axis": 1}), x=[1, 0, 2, 3, 4, 5]),
     "no numbers": lambda one: through(one, "labels", ("Mul", ["raw", "x"], {}), x=np.float32(np.nan)),
-    "boxes that are no numbers": lambda one: through(one, "dets", ("Mul", ["raw", "x"], {}), x=np.float32(np.nan)),
-    "nothing": lambda one: through(one, "labels", ("Sub", ["raw", "x"], {}), x=np.float32(200)),
     "everything": lambda one: through(one, "labels", ("Add", ["raw", "x"], {}), x=np.float32(200)),
     "the first picture for all": lambda one: through(
         one,
@@ -118,7 +114,7 @@ def test_a_file_that_finds_something_else_is_not_put_anywhere(wrong, detector, e
     (tmp_path / "mine.txt").write_text("mine")
     edits.append(WRONG[wrong])
     with pytest.raises(RuntimeError, match=rf"{ONNX} was not written: it finds something else than the model"):
-        detector.export(tmp_path)
+        detector.export(tmp_path, calibration_data=PICTURES)
     assert contents(tmp_path) == {"mine.txt": b"mine"}
 
 
@@ -127,7 +123,7 @@ def test_an_earlier_good_file_outlives_a_wrong_one(format, detector, edits, tmp_
     path = detector.export(tmp_path, format=format, notes="first", **QUICK)
     good = contents(tmp_path)
     edits.append(WRONG["boxes aside"])
-    for force in (False, True):
+    for force in (False, True) if format == "onnx" else (True,):
         with pytest.raises(RuntimeError, match="was not written: it finds something else"):
             detector.export(tmp_path, format=format, force=force, **QUICK)
         assert contents(tmp_path) == good
@@ -167,13 +163,10 @@ def test_a_converter_that_gives_up_leaves_nothing(detector, monkeypatch, tmp_pat
 @pytest.mark.parametrize(
     ("format", "name", "files"),
     [
-        ("onnx", None, {ONNX}),
-        ("onnx", "nano", {"nano.onnx"}),
         ("onnx", "nano.onnx", {"nano.onnx"}),
         ("onnx", "nano-1.5", {"nano-1.5.onnx"}),
         ("onnx", "größe 1", {"größe 1.onnx"}),
         ("openvino", "nano-1.5", {"nano-1.5.xml", "nano-1.5.bin"}),
-        ("openvino", "nano.onnx", {"nano.xml", "nano.bin"}),
     ],
 )
 def test_a_file_has_the_name_that_was_asked_for(format, name, files, detector, tmp_path):
@@ -327,33 +320,31 @@ def test_exporting_draws_no_random_number_and_freezes_nothing(tmp_path):
     network = model.model.model
     before = [parameter.requires_grad for parameter in network.parameters()]
     state, threads, mode = torch.get_rng_state(), torch.get_num_threads(), network.training
-    first = model.export(tmp_path, verbose=False).read_bytes()
+    first = model.export(tmp_path, **QUICK).read_bytes()
     assert torch.equal(torch.get_rng_state(), state)
     assert (torch.get_num_threads(), network.training) == (threads, mode)
     assert [parameter.requires_grad for parameter in network.parameters()] == before
     assert model.model.inference_model is None
     # The same model gives the very same file.
-    assert model.export(tmp_path, verbose=False).read_bytes() == first
+    assert model.export(tmp_path, **QUICK).read_bytes() == first
 
 
 # Files of other kinds
 
 
-@pytest.mark.parametrize("task", ["segment", "keypoints"])
-def test_openvino_gives_detections_as_outputs_too(task, tmp_path):
-    model = decided_model(task)
-    exported = rfdetr.load(model.export(tmp_path, format="openvino", postprocess=True, verbose=False))
+def test_openvino_gives_detections_as_outputs_too(tmp_path):
+    """Of keypoints, whose graph has most in it that a runtime can compute otherwise."""
+    model = decided_model("keypoints")
+    exported = rfdetr.load(model.export(tmp_path, format="openvino", postprocess=True, **QUICK))
     assert exported.facts.parity["matched"] == 1.0
-    for count in (1, 3):
-        found, expected = (one.predict(PICTURES[:count], threshold=0.0) for one in (exported, model))
-        for one, other in zip(found, expected, strict=True):
-            assert_same_set(one, other, NEAR)
+    for one, other in zip(*(each.predict(PICTURES, threshold=0.0) for each in (exported, model)), strict=True):
+        assert_same_set(one, other, NEAR)
 
 
 def test_detections_as_outputs_are_the_best_that_are_of_a_class(tmp_path):
     """What is no class takes no place among them, so that there may be more than the model reports."""
     model = decided_model(num_select=10)
-    exported = rfdetr.load(model.export(tmp_path, postprocess=True, batch_size=2, verbose=False))
+    exported = rfdetr.load(model.export(tmp_path, postprocess=True, batch_size=2, **QUICK))
     assert exported.facts.parity["matched"] == 1.0
     for found, expected in zip(*(one.predict(PICTURES, threshold=0.0) for one in (exported, model)), strict=True):
         assert 3 < len(expected) <= len(found) == 10
@@ -504,14 +495,10 @@ def test_networks_of_others_are_refused(file, xml, tmp_path):
         ({"parity": "{"}, "damaged metadata, parity is '{'"),
     ],
 )
-@pytest.mark.parametrize("format", ["onnx", "openvino"])
-def test_metadata_of_another_model_are_refused(texts, message, format, file, xml, tmp_path):
-    source = file if format == "onnx" else xml
-    path = tmp_path / f"other{source.suffix}"
-    path.write_bytes(source.read_bytes())
-    if format == "openvino":
-        path.with_suffix(".bin").write_bytes(source.with_suffix(".bin").read_bytes())
-    {"onnx": onnx_format, "openvino": openvino_format}[format].annotate(path, texts)
+def test_metadata_of_another_model_are_refused(texts, message, file, tmp_path):
+    path = tmp_path / "other.onnx"
+    path.write_bytes(file.read_bytes())
+    onnx_format.annotate(path, texts)
     with pytest.raises(ValueError, match=message):
         rfdetr.load(path)
 
@@ -547,20 +534,18 @@ def annotate_with_own_detections(model: RFDETR, data: Path, task: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:the evaluation of 4 keypoints takes 0.05")
-@pytest.mark.parametrize(("task", "format"), [("segment", "openvino"), ("keypoints", "onnx"), ("detect", "openvino")])
-def test_a_file_is_judged_like_the_model(task, format, xml, detector, tmp_path):
-    shapes, schema = {"keypoints": (("dart",), {"num_keypoints_per_class": [4]})}.get(
-        task, (("circle", "square", "star"), {})
-    )
+@pytest.mark.parametrize(("task", "format"), [("segment", "openvino"), ("keypoints", "onnx")])
+def test_a_file_is_judged_like_the_model(task, format, tmp_path):
+    shapes = ("dart",) if task == "keypoints" else ("circle", "square", "star")
     data = tiny_data(tmp_path / "data", shapes=shapes)
-    model = detector if task == "detect" else decided_model(task, **schema)
-    path = xml if task == "detect" else model.export(tmp_path, format=format, verbose=False)
+    model = decided_model(task, **({"num_keypoints_per_class": [4]} if task == "keypoints" else {}))
+    path = model.export(tmp_path, format=format, **QUICK)
     annotate_with_own_detections(model, data, task)
     options = {"split": "val", "num_workers": 0, "progress_bar": None}
     exported = rfdetr.load(path)
     found, expected = exported.evaluate(data, **options), model.evaluate(data, **options)
     assert found == pytest.approx(expected, abs=1e-4, nan_ok=True)
-    main = {"detect": "mAP_50_95", "segment": "segm_mAP_50_95", "keypoints": "keypoint_map_50_95"}[task]
+    main = "segm_mAP_50_95" if task == "segment" else "keypoint_map_50_95"
     assert 0.02 < expected[f"val/{main}"] < 0.98
     assert exported.thresholds == pytest.approx(model.model.thresholds, abs=1e-4)
     assert len(exported.thresholds) > 0

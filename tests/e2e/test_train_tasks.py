@@ -359,13 +359,6 @@ def test_a_score_that_is_not_defined_decides_nothing() -> None:
     assert score_of({"coco_eval_bbox": [-1.0] * 12}, "map") is None
 
 
-@pytest.mark.parametrize("task", MODELS)
-def test_what_an_export_would_leave_out_is_refused(task: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="exports hold boxes alone"):
-        MODELS[task]().export(tmp_path)
-    assert not list(tmp_path.iterdir())
-
-
 def test_an_evaluation_refuses_what_a_run_refuses(data: dict[str, Path]) -> None:
     model = tiny_model(num_classes=4)
     with pytest.raises(ValueError, match="keypoint_oks_sigmas: the model does not predict that"):

@@ -272,10 +272,8 @@ def test_the_model_is_compared_in_single_precision_and_stays_as_it_is(monkeypatc
 # Pictures to compare on
 
 
-def test_pictures_are_drawn_or_the_users(tmp_path):
-    drawn = chosen_pictures(None, 1)
-    assert [one.shape for one in drawn] == [one.shape for one in sample_pictures()]
-    assert all(np.array_equal(one, other) for one, other in zip(drawn, sample_pictures(), strict=True))
+def test_pictures_are_drawn_or_the_users():
+    assert all(np.array_equal(*pair) for pair in zip(chosen_pictures(None, 1), sample_pictures(), strict=True))
     assert len(chosen_pictures(PICTURES, 4)) == 4
     assert len(chosen_pictures(iter(PICTURES), 100)) == 6
     assert np.array_equal(chosen_pictures(PICTURES[2], 5)[0], PICTURES[2])

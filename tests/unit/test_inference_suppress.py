@@ -15,7 +15,7 @@ from rfdetr.inference import suppress as module
 from rfdetr.inference.decode import Found
 from rfdetr.inference.suppress import one_label_each, share_of_smaller, suppress
 
-SETTINGS = {"deadline": None, "database": None, "derandomize": True, "max_examples": 400}
+SETTINGS = {"deadline": None, "database": None, "derandomize": True, "max_examples": 200}
 Box = tuple[float, float, float, float]
 NMS = [0.0, 0.25, 1 / 3, 0.5, 0.75, 1.0]
 
