@@ -229,7 +229,7 @@ class RFDETR(Predictor):
             output_dir: folder of the file; created when missing.
             infer_dir, calibration_data: pictures to compare on, of which `max_images` are used; default drawn ones.
             backbone_only: encoder and projector alone.
-            opset_version: of ONNX, 17 or more.
+            opset_version: of ONNX, 17 to 23.
             verbose: log what is done.
             shape: height and width of the input; default the resolution.
             batch_size: pictures that the file takes at once.

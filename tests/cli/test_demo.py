@@ -14,6 +14,8 @@ from tests.tiny import MODEL
 from rfdetr import cli, demo
 from rfdetr.variants import VARIANTS
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:

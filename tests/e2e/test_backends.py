@@ -49,6 +49,7 @@ def test_a_backend_finds_the_same_and_its_file_is_written_once(model, cache, mon
     assert_same_set(copied.predict(PICTURE, threshold=0.1), expected[0], NEAR)
 
 
+@pytest.mark.slow
 def test_changed_weights_and_other_shapes_get_files_of_their_own(model, cache):
     model.predict(PICTURE)
     with torch.no_grad():
@@ -62,6 +63,7 @@ def test_changed_weights_and_other_shapes_get_files_of_their_own(model, cache):
     assert len(list(cache.iterdir())) == 3
 
 
+@pytest.mark.slow
 def test_files_that_were_not_used_for_longest_go(model, cache, monkeypatch):
     monkeypatch.setattr(cached, "KEPT", 1)
     model.predict(PICTURE)
@@ -91,6 +93,7 @@ def test_inference_goes_on_in_pytorch(model):
     assert isinstance(model._runner(), NetworkRunner)
 
 
+@pytest.mark.slow
 def test_every_runtime_is_timed_stage_by_stage(cache):
     model = decided_model()
     report = json.loads(json.dumps(bench(model, backends=["torch", "onnx", "openvino"], batch_sizes=(1, 2), rounds=3)))
@@ -107,6 +110,7 @@ def test_every_runtime_is_timed_stage_by_stage(cache):
     assert "100.0%" in table
 
 
+@pytest.mark.slow
 def test_the_commands_export_and_bench(cache, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     weights = decided_model().export_for_roboflow("bundle") / "weights.pt"

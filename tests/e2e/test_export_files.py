@@ -118,15 +118,15 @@ def test_a_file_that_finds_something_else_is_not_put_anywhere(wrong, detector, e
     assert contents(tmp_path) == {"mine.txt": b"mine"}
 
 
-@pytest.mark.parametrize("format", ["onnx", "openvino"])
-def test_an_earlier_good_file_outlives_a_wrong_one(format, detector, edits, tmp_path):
+def test_an_earlier_good_file_outlives_a_wrong_one(detector, edits, tmp_path):
+    """Of OpenVINO, whose file is two."""
+    format = "openvino"
     path = detector.export(tmp_path, format=format, notes="first", **QUICK)
     good = contents(tmp_path)
     edits.append(WRONG["boxes aside"])
-    for force in (False, True) if format == "onnx" else (True,):
-        with pytest.raises(RuntimeError, match="was not written: it finds something else"):
-            detector.export(tmp_path, format=format, force=force, **QUICK)
-        assert contents(tmp_path) == good
+    with pytest.raises(RuntimeError, match="was not written: it finds something else"):
+        detector.export(tmp_path, format=format, force=True, **QUICK)
+    assert contents(tmp_path) == good
     edits.clear()
     assert detector.export(tmp_path, format=format, notes="second", **QUICK) == path
     assert contents(tmp_path).keys() == good.keys()
@@ -150,10 +150,9 @@ def test_a_converter_that_gives_up_leaves_nothing(detector, monkeypatch, tmp_pat
         raise RuntimeError("no such operator")
 
     monkeypatch.setattr(onnx_format, "write", give_up)
-    for format in ("onnx", "openvino"):
-        with pytest.raises(RuntimeError, match="no such operator"):
-            detector.export(tmp_path, format=format)
-        assert list(tmp_path.iterdir()) == []
+    with pytest.raises(RuntimeError, match="no such operator"):
+        detector.export(tmp_path, format="openvino")
+    assert list(tmp_path.iterdir()) == []
 
 
 # Where files go
@@ -195,11 +194,10 @@ def test_what_lies_beside_a_file_is_no_part_of_it_unless_it_is(detector, tmp_pat
     assert contents(tmp_path) == {BIN: b"mine"}
     path = detector.export(tmp_path, format="openvino", force=True, **QUICK)
     assert set(contents(tmp_path)) == {XML, BIN}
+    assert len(rfdetr.load(path).predict(PICTURES[0], threshold=0.0)) > 3
     (tmp_path / BIN).unlink()
     with pytest.raises(FileExistsError, match=f"{XML} exists and is no earlier export"):
         detector.export(tmp_path, format="openvino", **QUICK)
-    assert detector.export(tmp_path, format="openvino", force=True, **QUICK) == path
-    assert len(rfdetr.load(path).predict(PICTURES[0], threshold=0.0)) > 3
 
 
 @pytest.mark.usefixtures("edits")
@@ -240,7 +238,7 @@ def test_a_model_of_other_classes_is_another_model(detector, tmp_path):
         ({"coreml_precision": True}, ValueError, "coreml_precision=True must be one of float32, float16"),
         ({"openvino_precision": False}, ValueError, "openvino_precision=False must be one of float32, float16"),
         ({"format": "coreml", "dynamic_batch": True}, NotImplementedError, "coreml files take one number of pictures"),
-        ({"opset_version": "17"}, ValueError, "opset_version='17' must be 17 or more"),
+        ({"opset_version": "17"}, ValueError, "opset_version='17' must be 17 to 23"),
         ({"batch_size": 2.0}, ValueError, "batch_size=2.0 must be a positive whole number"),
         ({"shape": 0}, ValueError, r"shape=0 must be \(height, width\)"),
         ({"shape": ()}, ValueError, r"shape=\(\) must be \(height, width\)"),
@@ -277,7 +275,7 @@ def test_pictures_of_the_user_are_compared(detector, tmp_path):
         (tmp_path / "pictures" / f"{number}.ppm").write_bytes(
             b"P6 %d %d 255\n" % picture.shape[1::-1] + picture.tobytes()
         )
-    for given, count in ((tmp_path / "pictures", 2), (str(tmp_path / "pictures" / "0.ppm"), 1), (iter(PICTURES), 2)):
+    for given, count in ((tmp_path / "pictures", 2), (str(tmp_path / "pictures" / "0.ppm"), 1)):
         path = detector.export(tmp_path, calibration_data=given, max_images=2)
         parity = rfdetr.load(path).facts.parity
         assert (parity["pictures"], parity["compared_on"]) == (count, "the user's pictures")
@@ -291,9 +289,9 @@ def test_a_runtime_that_is_missing_is_told_to_the_caller(detector, tmp_path, mon
     assert [one.filename for one in caught] == [__file__]
 
 
-def test_what_simplifies_files_is_named_when_it_is_missing(detector, edits, tmp_path, monkeypatch):
-    monkeypatch.undo()
+def test_what_simplifies_files_is_named_before_any_work_when_it_is_missing(detector, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxslim", None)
+    monkeypatch.setattr(torch.onnx, "export", lambda *_, **__: pytest.fail("traced"))
     with pytest.raises(ImportError, match=r'needs onnxslim: pip install "rfdetr\[onnx\]"'):
         detector.export(tmp_path, simplify=True)
     assert list(tmp_path.iterdir()) == []
@@ -334,7 +332,7 @@ def test_exporting_draws_no_random_number_and_freezes_nothing(tmp_path):
 
 def test_openvino_gives_detections_as_outputs_too(tmp_path):
     """Of keypoints, whose graph has most in it that a runtime can compute otherwise."""
-    model = decided_model("keypoints")
+    model = decided_model("keypoints", dec_layers=1)
     exported = rfdetr.load(model.export(tmp_path, format="openvino", postprocess=True, **QUICK))
     assert exported.facts.parity["matched"] == 1.0
     for one, other in zip(*(each.predict(PICTURES, threshold=0.0) for each in (exported, model)), strict=True):
@@ -430,13 +428,12 @@ def test_names_of_classes_and_thresholds_go_with_the_file(tmp_path):
     model = decided_model()
     model.model.class_names = ["Größe <1>", 'say "x"\n', "3"]
     model.model.thresholds = {"Größe <1>": 0.25, "3": 0.75}
-    for format in ("onnx", "openvino"):
-        exported = rfdetr.load(model.export(tmp_path, format=format, notes="plain text", **QUICK))
-        assert exported.facts.labels == model.model.labels
-        assert exported.facts.texts["rfdetr_notes"] == "plain text"
-        found, expected = (one.predict(PICTURES[0], threshold="auto") for one in (exported, model))
-        assert_same_set(found, expected, NEAR)
-        assert len(found) > 3
+    exported = rfdetr.load(model.export(tmp_path, notes="plain text", **QUICK))
+    assert exported.facts.labels == model.model.labels
+    assert exported.facts.texts["rfdetr_notes"] == "plain text"
+    found, expected = (one.predict(PICTURES[0], threshold="auto") for one in (exported, model))
+    assert_same_set(found, expected, NEAR)
+    assert len(found) > 3
 
 
 # Files that cannot be opened
@@ -538,7 +535,7 @@ def annotate_with_own_detections(model: RFDETR, data: Path, task: str) -> None:
 def test_a_file_is_judged_like_the_model(task, format, tmp_path):
     shapes = ("dart",) if task == "keypoints" else ("circle", "square", "star")
     data = tiny_data(tmp_path / "data", shapes=shapes)
-    model = decided_model(task, **({"num_keypoints_per_class": [4]} if task == "keypoints" else {}))
+    model = decided_model(task, dec_layers=1, **({"num_keypoints_per_class": [4]} if task == "keypoints" else {}))
     path = model.export(tmp_path, format=format, **QUICK)
     annotate_with_own_detections(model, data, task)
     options = {"split": "val", "num_workers": 0, "progress_bar": None}

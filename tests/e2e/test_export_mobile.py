@@ -161,6 +161,7 @@ def opened(module: Any, path: Path) -> Any:
     return module.Runtime(path) if module is not coreml or sys.platform == "darwin" else Computed(path)
 
 
+@pytest.mark.filterwarnings("ignore")  # the packages use much that is deprecated
 class TestInstalled:
     """What needs the packages."""
 
@@ -196,6 +197,7 @@ class TestInstalled:
             read(path)
 
 
+@pytest.mark.filterwarnings("ignore")  # the packages use much that is deprecated
 class TestCoreMLInExecuTorch:
     """What needs both packages, and no Mac."""
 

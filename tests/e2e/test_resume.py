@@ -84,8 +84,8 @@ def without_times(folder: Path) -> list[dict[str, Any]]:
     [
         pytest.param(0, 0, id="S021-first-step"),
         pytest.param(7, 0, id="S012-inside-an-epoch"),
-        pytest.param(9, 2, id="S012-last-step-of-an-epoch-two-loaders"),
-        pytest.param(12, 1, id="S012-last-epoch-one-loader"),
+        pytest.param(9, 2, id="S012-last-step-of-an-epoch-two-loaders", marks=pytest.mark.slow),
+        pytest.param(12, 1, id="S012-last-epoch-one-loader", marks=pytest.mark.slow),
     ],
 )
 def test_ctrl_c_finishes_the_step_and_the_resumed_run_ends_like_a_straight_one(

@@ -13,7 +13,7 @@ from tests.tiny import tiny_model
 
 from rfdetr.inference import suppress as module
 from rfdetr.inference.decode import Found
-from rfdetr.inference.suppress import one_label_each, share_of_smaller, suppress
+from rfdetr.inference.suppress import covered, one_label_each, suppress
 
 SETTINGS = {"deadline": None, "database": None, "derandomize": True, "max_examples": 200}
 Box = tuple[float, float, float, float]
@@ -90,12 +90,14 @@ def test_what_stays_stays_a_second_time(found, overlap):
 def test_overlaps_are_those_of_every_pair(found):
     boxes = found["boxes"].tolist()
     for row, one in enumerate(boxes):
-        overlaps, shares = (of(found["boxes"][row], found["boxes"]) for of in (module.iou, share_of_smaller))
-        assert overlaps.shape == shares.shape == (len(boxes),)
-        for other, overlap, share in zip(boxes, overlaps, shares, strict=True):
+        overlaps = module.iou(found["boxes"][row], found["boxes"])
+        of_one, of_others = covered(found["boxes"][row], found["boxes"])
+        assert overlaps.shape == of_one.shape == of_others.shape == (len(boxes),)
+        for other, overlap, share, share_of_other in zip(boxes, overlaps, of_one, of_others, strict=True):
             inter, first, second = areas(one, other)
             assert overlap == np.float32(iou(one, other))
-            assert share == np.float32(inter / min(first, second) if inter else 0.0)
+            assert share == np.float32(inter / first if inter else 0.0)
+            assert share_of_other == np.float32(inter / second if inter else 0.0)
 
 
 def test_a_box_that_a_removed_one_is_over_stays():

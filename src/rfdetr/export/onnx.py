@@ -23,6 +23,7 @@ def write(graph: Any, folder: Path, request: Request) -> Path:
         ImportError: onnx is not installed; the message has the pip command.
     """
     onnx = require("onnx")
+    slim = require("onnxslim").slim if request.simplify else None
     import torch
 
     path = folder / f"{request.stem}.onnx"
@@ -49,8 +50,8 @@ def write(graph: Any, folder: Path, request: Request) -> Path:
         for place, size in zip(port.type.tensor_type.shape.dim, sizes, strict=True):
             place.Clear()
             setattr(place, "dim_param" if isinstance(size, str) else "dim_value", size)
-    if request.simplify:
-        content = require("onnxslim").slim(content)
+    if slim is not None:
+        content = slim(content)
     onnx.checker.check_model(content)
     with replacing(path) as handle:
         handle.write(content.SerializeToString())

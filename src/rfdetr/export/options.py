@@ -45,8 +45,10 @@ def read_options(
     for name, value in (("batch_size", batch_size), ("max_batch_size", max_batch_size)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise ValueError(f"{name}={value!r} must be a positive whole number")
-    if isinstance(opset, bool) or not isinstance(opset, int) or opset < 17:
-        raise ValueError(f"opset_version={opset!r} must be 17 or more, which has layer norms and grid samples")
+    if isinstance(opset, bool) or not isinstance(opset, int) or not 17 <= opset <= 23:
+        raise ValueError(
+            f"opset_version={opset!r} must be 17 to 23: older ones lack layer norms, newer ones PyTorch does not write"
+        )
     if dynamic_batch and kind not in _DYNAMIC:
         raise NotImplementedError(f"dynamic_batch=True: {format} files take one number of pictures; give batch_size")
     if dynamic_batch is None:

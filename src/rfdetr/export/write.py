@@ -99,6 +99,10 @@ def _compared(
         parity = measure(model, runner, pictures, graph.hw, precision)
     else:
         parity = check(model, runner, pictures, graph.hw, precision, target)
+    if not parity.detections:
+        reason = "of these weights every score is as good as another"
+        warnings.warn(f"{target}: no detection could be compared with the model, since {reason}", stacklevel=4)
+        return asdict(parity)
     logger.info(
         "%s: %.1f %% of %d detections are the model's, boxes within %.2g px, scores within %.2g",
         *(target.name, 100 * parity.matched, parity.detections, parity.max_box_px, parity.max_score),

@@ -134,7 +134,8 @@ class Predictor:
 
         Returns:
             `supervision.Detections` with boxes in pixels of the picture, best first, or of keypoint models
-            `supervision.KeyPoints`; a list of them for more than one picture.
+            `supervision.KeyPoints`, in the order of their class scores before the keypoints change them; a list of them
+            for more than one picture.
 
         Raises:
             TypeError, ValueError: a picture or an option that cannot be used; the message says what can.

@@ -43,10 +43,10 @@ def iou(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     return inter / np.maximum(area + areas - inter, _SMALLEST_AREA)
 
 
-def share_of_smaller(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """Intersection of a box (4,) xyxy with each of (N, 4) boxes, over the smaller area, (N,)."""
+def covered(box: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """How much of a box (4,) xyxy each of (N, 4) boxes covers, and how much of each the box covers; (N,) both."""
     inter, area, areas = _intersections(box, boxes)
-    return inter / np.maximum(np.minimum(area, areas), _SMALLEST_AREA)
+    return inter / np.maximum(area, _SMALLEST_AREA), inter / np.maximum(areas, _SMALLEST_AREA)
 
 
 def _intersections(box: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

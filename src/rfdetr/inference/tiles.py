@@ -10,15 +10,16 @@ from typing import Any
 import numpy as np
 
 from rfdetr.inference.decode import Found
-from rfdetr.inference.suppress import iou, share_of_smaller
+from rfdetr.inference.suppress import covered, iou
 from rfdetr.models.enlarge import CutOut, cut_outs
 
 # Top, left, height and width in pixels of the picture.
 Tile = tuple[int, int, int, int]
-# Boxes of two tiles are the same object if they share more than this part of the smaller one.
+# Boxes of two tiles are the same object if they share more than this of their union, or of one that is cut off.
 SAME = 0.5
-# A box that ends this near to the inner border of its tile, in pixels, may go on beyond it.
-_NEAR = 2.0
+# A box that ends this near to the inner border of its tile may go on beyond it: pixels, or if more a part of its side,
+# since a network that sees a large tile small does not place boxes to the pixel.
+_NEAR, _NEAR_PART = 2.0, 1 / 200
 
 
 def check_tile(tile: Any, overlap: Any) -> tuple[int, int] | None:
@@ -60,9 +61,10 @@ def _starts(length: int, side: int, overlap: float) -> list[int]:
 def merge(tiles: Sequence[Tile], found: Sequence[Found], hw: tuple[int, int]) -> tuple[Found, list[CutOut] | None]:
     """Detections of all tiles as those of the picture, best first, and their masks if they have any.
 
-    Two boxes of the same class in different tiles that share more than half of the smaller one are one object. Of those
-    the best-scoring box counts; where a tile's border cut it off, it grows to the box around all of them and of what
-    that has in common with further tiles, and its mask to their union. Boxes of the same tile are never merged.
+    Two boxes of the same class in different tiles are one object if they share more than half of their union, or of one
+    that a tile's border cut off; what is whole in front of something larger is another. Of those the best-scoring box
+    counts; if it was cut off, it grows to the box around all of them and of what that has in common with further tiles,
+    and its mask to their union. Boxes of the same tile are never merged.
     """
     whole = {name: np.concatenate([one[name] for one in found]) for name in found[0] if name != "mask_logits"}
     owner = np.repeat(np.arange(len(tiles)), [len(one["scores"]) for one in found])
@@ -100,26 +102,30 @@ def _groups(whole: Found, owner: np.ndarray, cut_off: np.ndarray) -> list[list[i
     free, groups = np.ones(len(owner), bool), []
     for row in np.argsort(-whole["scores"], kind="stable").tolist():
         if free[row]:
-            group = _group(row, free, whole, owner, grows=bool(cut_off[row]))
+            group = _group(row, free, whole, owner, cut_off)
             free[group] = False
             groups.append(group)
     return groups
 
 
-def _group(row: int, free: np.ndarray, whole: Found, owner: np.ndarray, grows: bool) -> list[int]:
+def _group(row: int, free: np.ndarray, whole: Found, owner: np.ndarray, cut_off: np.ndarray) -> list[int]:
     """A row and the free ones of other tiles that are the same object, at most one of each tile.
 
-    Args:
-        grows: what is the same as the box around all that were found until then is part of the object too.
+    If the row is cut off, what is the same as the box around all that were found until then is part of it too.
     """
     boxes, group = whole["boxes"], [row]
     box, left = boxes[row], free & (whole["labels"] == whole["labels"][row]) & (owner != owner[row])
-    while len(members := np.flatnonzero(left & (share_of_smaller(box, boxes) > SAME))):
+    while True:
+        of_box, of_boxes = covered(box, boxes)
+        same = (iou(box, boxes) > SAME) | (cut_off[row] & (of_box > SAME)) | (cut_off & (of_boxes > SAME))
+        members = np.flatnonzero(left & same)
+        if not len(members):
+            break
         # Of a tile that has several, the most similar one is the object.
         members = members[np.argsort(-iou(box, boxes[members]), kind="stable")]
         _, first = np.unique(owner[members], return_index=True)
         group += members[first].tolist()
-        if not grows:
+        if not cut_off[row]:
             break
         left &= ~np.isin(owner, owner[group])
         box = np.concatenate((boxes[group, :2].min(0), boxes[group, 2:].max(0)))
@@ -132,8 +138,9 @@ def _is_cut_off(boxes: np.ndarray, tiles: np.ndarray, hw: tuple[int, int]) -> np
     low = np.stack((left, top), 1)
     high = np.stack((left + width, top + height), 1)
     inside = np.array(hw[::-1], np.float32)
-    at_low = (boxes[:, :2] - low < _NEAR) & (low > 0)
-    at_high = (high - boxes[:, 2:] < _NEAR) & (high < inside)
+    near = np.maximum(_NEAR, np.stack((width, height), 1) * _NEAR_PART)
+    at_low = (boxes[:, :2] - low < near) & (low > 0)
+    at_high = (high - boxes[:, 2:] < near) & (high < inside)
     return np.logical_or.reduce(at_low | at_high, axis=1)
 
 
