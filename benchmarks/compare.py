@@ -162,13 +162,17 @@ def measure(sides: tuple[Side, Side], folder: Path, rounds: int, wanted, threads
 def measure_steps(sides: tuple[Side, Side], size: str, weights: str, rounds: int, wanted) -> list[dict]:
     resolution, found = {"nano": 384, "seg-nano": 312}.get(size), []
     names = {batch: f"training step {size} batch {batch}" for batch in (2, 4) if resolution}
-    if any(wanted(name) for name in names.values()):
+    if any(wanted(name) for name in (*names.values(), f"training step {size} operators")):
         for side in sides:
             side.ask("prepare_step", size=size, weights=weights)
     for batch, name in names.items():
         if wanted(name):
             request = {"size": size, "batch": batch, "resolution": resolution}
             found.append(in_turn(sides, name, rounds, "step", "loss", **request))
+    if resolution and wanted(f"training step {size} operators"):
+        counts = [side.ask("operators", size=size, batch=2, resolution=resolution) for side in sides]
+        ours, published = (sum(one.values()) for one in counts)
+        print(f"  operators: ours {counts[0]}, published {counts[1]}, {ours} and {published}, {ours / published:.2f}")
     return found
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from operators import CountOperators
 
 
 def allow_foreign_torchvision() -> None:
@@ -154,8 +155,8 @@ def prepare_step(size: str, weights: str) -> dict:
     return {}
 
 
-def step(size: str, batch: int, resolution: int) -> dict:
-    net, criterion, optimizer, parameters, average = state["step", size]
+def drawn_batch(size: str, batch: int, resolution: int) -> tuple[torch.Tensor, list[dict]]:
+    """Noise, and seven objects in each picture."""
     random = torch.Generator().manual_seed(1)
     images = torch.randn(batch, 3, resolution, resolution, generator=random)
     targets = [
@@ -167,17 +168,54 @@ def step(size: str, batch: int, resolution: int) -> dict:
     ]
     for target in targets if size.startswith("seg") else ():
         target["masks"] = discs(target["boxes"], resolution)
+    return images, targets
+
+
+def step(size: str, batch: int, resolution: int) -> dict:
+    net, criterion, optimizer, parameters, average = state["step", size]
+    images, targets = drawn_batch(size, batch, resolution)
     losses: dict = {}
 
     def one() -> None:
         losses.update(criterion(net(images), targets))
-        sum(losses[name] * weight for name, weight in criterion.weight_dict.items() if name in losses).backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 0.1)
-        optimizer.step()
-        optimizer.zero_grad()
-        torch._foreach_lerp_(average, [p.detach() for p in parameters], 0.01)
+        total_of(criterion, losses).backward()
+        tail(optimizer, parameters, average)
 
     return {**timed(one), "loss": losses["loss_ce"].item()}
+
+
+def operators(size: str, batch: int, resolution: int) -> dict:
+    """Operators of a step, by part; the optimiser has its state already."""
+    net, criterion, optimizer, parameters, average = state["step", size]
+    images, targets = drawn_batch(size, batch, resolution)
+    step(size, batch, resolution)
+    found, kept = {}, {}
+
+    def counted(part: str, action) -> None:
+        with CountOperators() as counter:
+            kept[part] = action()
+        found[part] = counter.total
+
+    counted("forward", lambda: net(images))
+    counted("losses", lambda: criterion(kept["forward"], targets))
+    counted("sum", lambda: total_of(criterion, kept["losses"]))
+    counted("backward", lambda: kept["sum"].backward())
+    counted("optimiser", lambda: tail(optimizer, parameters, average))
+    return found
+
+
+def total_of(criterion, losses: dict) -> torch.Tensor:
+    if OURS:
+        return criterion.weighted_total(losses)
+    return sum(losses[name] * weight for name, weight in criterion.weight_dict.items() if name in losses)
+
+
+def tail(optimizer, parameters: list, average: list) -> None:
+    """What follows the gradients: clipping, the optimiser, the average."""
+    torch.nn.utils.clip_grad_norm_(parameters, 0.1)
+    optimizer.step()
+    optimizer.zero_grad()
+    torch._foreach_lerp_(average, [p.detach() for p in parameters], 0.01)
 
 
 def discs(boxes: torch.Tensor, side: int) -> torch.Tensor:

@@ -110,7 +110,7 @@ def match_layer(one: dict, targets: list[dict], groups: int, costs: MatchCosts) 
 
 def pairs_of(matches: Matches, layer: int, counts: list[int]) -> Pairs:
     """Query and target indices per image of one of the layers, by the number of targets of each image."""
-    image, query, target = (one[layer] for one in matches)
+    image, query, target = (one[layer] for one in matches[:3])
     starts = np.cumsum([0, *counts])
     return [(query[image == i].tolist(), (target[image == i] - int(starts[i])).tolist()) for i in range(len(counts))]
 

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.util
+import os
+import warnings
+from importlib.metadata import version
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from rfdetr.models.backward import scaled
 
 
 class SelfAttention(nn.Module):
@@ -16,12 +24,13 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim)
         self.output = nn.Linear(dim, dim)
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, scale: Tensor | None = None) -> Tensor:
+        """Mix `tokens` (B, N, D); `scale` (D,) is what the output is multiplied by."""
         batch, length, dim = tokens.shape
         packed = self.qkv(tokens).view(batch, length, 3, self.heads, dim // self.heads)
         query, key, value = packed.permute(2, 0, 3, 1, 4).unbind(0)
         mixed = F.scaled_dot_product_attention(query, key, value)
-        return self.output(mixed.transpose(1, 2).reshape(batch, length, dim))
+        return F.linear(mixed.transpose(1, 2).reshape(batch, length, dim), *scaled(self.output, scale))
 
 
 class QueryAttention(nn.Module):
@@ -49,6 +58,48 @@ class QueryAttention(nn.Module):
         return self.output(mixed.transpose(1, 2).reshape(batch, length, dim))
 
 
+@functools.cache
+def is_available(device_type: str) -> bool:
+    """Whether the kernels of `attention_triton` run: on "cuda", and with TRITON_INTERPRET=1 also on "cpu"."""
+    if device_type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        return False
+    if importlib.util.find_spec("triton") is None:
+        return False
+    try:
+        away = _difference(device_type)
+    except Exception as error:
+        # Compilers, headers and drivers fail in many types; the network itself works.
+        text = f"Triton is installed but fails (it needs a C compiler and Python's headers): {error!r}"
+        warnings.warn(f"{text}; deformable attention goes on without it, slower", stacklevel=3)
+        return False
+    if not away < 1e-3:
+        text = f"the kernels that Triton {version('triton')} makes here are wrong by {away:.1g}"
+        warnings.warn(f"{text}; deformable attention goes on without them, slower", stacklevel=3)
+    return away < 1e-3
+
+
+@torch.no_grad()
+def _difference(device_type: str) -> float:
+    """What the kernels read in a small memory, against what PyTorch's operators read."""
+    from rfdetr.models.attention_triton import read_memory
+
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        layer = DeformableAttention(32, 2, 1, 2)
+        query, memory, boxes = torch.randn(1, 5, 32), torch.randn(1, 12, 32), torch.rand(1, 5, 4)
+    layer = layer.to(device_type)
+    layer.fused = False
+    query, memory, boxes = (one.to(device_type) for one in (query, memory, boxes))
+    expected = layer(query, boxes, memory, [(3, 4)])
+    inputs = (layer.value(memory), layer.offsets(query), layer.weights(query), boxes)
+    return float((layer.output(read_memory(*inputs, [(3, 4)], None, 2)) - expected).abs().max())
+
+
+def _is_recorded() -> bool:
+    """Whether operators are being recorded for a file or a compiler, which see nothing of a kernel."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()
+
+
 class DeformableAttention(nn.Module):
     """Each query reads `points` places per head and level, placed relative to its reference box.
 
@@ -56,6 +107,9 @@ class DeformableAttention(nn.Module):
         levels: number of feature maps.
         points: sampling points per head and level.
     """
+
+    fused: bool = True
+    """Read the memory with Triton's kernels where they run; False for PyTorch's operators everywhere."""
 
     def __init__(self, dim: int, heads: int, levels: int, points: int) -> None:
         super().__init__()
@@ -88,8 +142,14 @@ class DeformableAttention(nn.Module):
         value = self.value(memory)
         if padding is not None:
             value = value.masked_fill(padding.unsqueeze(-1), 0.0)
-        weights = self.weights(query).view(batch, length, self.heads, -1).softmax(-1)
-        offsets = self.offsets(query).view(batch, length, -1, 2)
+        logits, offsets = self.weights(query), self.offsets(query)
+        if self.fused and not _is_recorded() and is_available(value.device.type):
+            from rfdetr.models.attention_triton import read_memory
+
+            read = read_memory(value, offsets, logits, reference_cxcywh, shapes, valid_ratios, self.heads)
+            return self.output(read)
+        weights = logits.view(batch, length, self.heads, -1).softmax(-1)
+        offsets = offsets.view(batch, length, -1, 2)
         places = torch.addcmul(
             reference_cxcywh[:, :, None, :2], offsets, reference_cxcywh[:, :, None, 2:] * (0.5 / self.points)
         )

@@ -56,7 +56,7 @@ class _Extra:
         """Sums (L,) by name over the pairs, whose labels (L, M) and boxes (L, M, 4) are given."""
         found: list[dict[str, Tensor]] = []
         for number, layer in enumerate(self.layers):
-            image, query, target = (one[number] for one in pairs)
+            image, query, target = pairs.image[number], pairs.query[number], pairs.target[number]
             losses: dict[str, Tensor] = {}
             if self.masks is not None:
                 losses |= self.masks.losses(layer, image, query, target, self.target_masks)
@@ -123,10 +123,8 @@ class Criterion(nn.Module):
             boxes = torch.stack([one["pred_boxes"] for _, one in same]).float()
             extra = _Extra([one for _, one in same], targets, self.masks, self.keypoints)
             values = self._stacked(logits, boxes, joined, groups, num_boxes, extra)
-            for position, (suffix, _) in enumerate(same):
-                losses.update({name + suffix: value[position] for name, value in values.items()})
-                if not suffix:
-                    losses["class_error"] = values["class_error"][position]
+            for (suffix, _), found in zip(same, values, strict=True):
+                losses.update({name + suffix: value for name, value in found.items()})
         return {name: value for name, value in losses.items() if not name.startswith("class_error_")}
 
     def normaliser(self, num_targets: float, processes: int = 1) -> float:
@@ -148,54 +146,63 @@ class Criterion(nn.Module):
         groups: int,
         num_boxes: float | Tensor,
         extra: _Extra,
-    ) -> dict[str, Tensor]:
-        """Losses (L,) by name for logits (L, B, Q, C) and boxes (L, B, Q, 4)."""
+    ) -> list[dict[str, Tensor]]:
+        """Losses by name of each layer, for logits (L, B, Q, C) and boxes (L, B, Q, 4)."""
         pairs = match(logits, boxes, targets, groups, self.costs, extra.costs())
-        layer = torch.arange(len(logits), device=logits.device).unsqueeze(1)
-        labels = targets.labels[pairs.target]
-        predicted, wanted = boxes[layer, pairs.image, pairs.query], targets.boxes[pairs.target]
+        labels, wanted = targets.labels[pairs.target], targets.boxes[pairs.target]
+        rows = logits.flatten(0, 2).index_select(0, pairs.row).view(*labels.shape, logits.shape[-1])
+        predicted = boxes.flatten(0, 2).index_select(0, pairs.row).view(wanted.shape)
         overlap, giou = iou_and_giou(predicted, wanted)
-        class_sum = self._class_loss(logits, layer, pairs, labels, overlap.detach())
-        with torch.no_grad():
-            best = logits[layer, pairs.image, pairs.query].argmax(-1)
-            hits = (best == labels).float().mean(-1) if labels.numel() else logits.new_zeros(len(logits))
-            found = (logits.amax(-1).sigmoid() > 0.5).sum(-1).float()
-            counts = torch.tensor(targets.counts, dtype=torch.float32, device=logits.device)
-        return {
-            "loss_ce": class_sum / num_boxes,
-            "loss_bbox": (predicted - wanted).abs().sum((-1, -2)) / num_boxes,
-            "loss_giou": (1 - giou).sum(-1) / num_boxes,
-            **{name: value / num_boxes for name, value in extra.losses(pairs, labels, wanted).items()},
-            "cardinality_error": (found - counts).abs().mean(-1),
-            "class_error": 100 - 100 * hits,
+        losses = {
+            "loss_ce": self._class_loss(logits, rows, labels, overlap.detach(), pairs.image),
+            "loss_bbox": torch.linalg.vector_norm(predicted - wanted, 1, (-1, -2)),
+            "loss_giou": (1 - giou).sum(-1),
+            **extra.losses(pairs, labels, wanted),
         }
+        values = torch.stack(tuple(losses.values())) / num_boxes
+        with torch.no_grad():
+            found = (logits.amax(-1) > 0).sum(-1, dtype=torch.float32)
+            counts = torch.tensor(targets.counts, dtype=torch.float32, device=logits.device)
+            away = (found - counts).abs().mean(-1)
+            wrong = (rows.argmax(-1) != labels).mean(-1, dtype=torch.float32) if labels.numel() else away * 0 + 1
+        # Taken apart at once, so that their gradients come back in one piece.
+        names = (*losses, "cardinality_error", "class_error")
+        each = (*values.flatten().unbind(), *away, *(100 * wrong))
+        layers = len(logits)
+        return [dict(zip(names, each[position::layers], strict=True)) for position in range(layers)]
 
-    def _class_loss(self, logits: Tensor, layer: Tensor, pairs: Matches, labels: Tensor, overlap: Tensor) -> Tensor:
+    def _class_loss(self, logits: Tensor, rows: Tensor, labels: Tensor, overlap: Tensor, image: Tensor) -> Tensor:
         """Sum over all entries per layer: every entry as a negative, then the matched ones put right.
 
         A negative costs sigmoid(x)^2 * softplus(x), with its gradient; the usual form with log-sigmoid cancels badly.
+
+        Args:
+            logits: of all queries, (L, B, Q, C).
+            rows: of the matched ones, (L, M, C), with their labels, overlaps and images (L, M).
         """
         negative_weight = 1.0 if self.class_loss == "ia_bce" else 1 - self.alpha
-        everything = negative_weight * (logits.sigmoid().square() * F.softplus(logits)).sum((1, 2, 3))
-        x = logits[layer, pairs.image, pairs.query, labels]
+        everything = (logits.sigmoid().square() * F.softplus(logits)).sum((1, 2, 3))
+        x = rows.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
         p = x.sigmoid()
-        as_negative = negative_weight * p.square() * F.softplus(x)
-        positive = self._positive(x, p, overlap, as_negative, pairs, logits.shape[1])
+        as_negative = p.square() * F.softplus(x)
+        if negative_weight != 1:
+            everything, as_negative = negative_weight * everything, negative_weight * as_negative
+        positive = self._positive(x, p, overlap, as_negative, image, logits.shape[1])
         return everything + (positive - as_negative).sum(-1)
 
     def _positive(
-        self, x: Tensor, p: Tensor, overlap: Tensor, as_negative: Tensor, pairs: Matches, batch: int
+        self, x: Tensor, p: Tensor, overlap: Tensor, as_negative: Tensor, image: Tensor, batch: int
     ) -> Tensor:
         """Loss (L, M) of the matched entries with logit x, probability p and box overlap."""
         if self.class_loss == "ia_bce":
             goal = (p.detach() ** self.alpha * overlap ** (1 - self.alpha)).clamp(min=0.01)
-            return (1 - goal) * x + F.softplus(-x)
+            return F.binary_cross_entropy_with_logits(x, goal, reduction="none")
         if self.class_loss == "focal":
             return self.alpha * (1 - p).square() * F.softplus(-x)
         if self.class_loss == "varifocal":
             return torch.where(overlap > 0, overlap * (F.softplus(x) - overlap * x), as_negative)
-        highest = overlap.new_zeros(len(overlap), batch).scatter_reduce(1, pairs.image, overlap, "amax")
-        goal = overlap / (highest.gather(1, pairs.image) + 1e-8)
+        highest = overlap.new_zeros(len(overlap), batch).scatter_reduce(1, image, overlap, "amax")
+        goal = overlap / (highest.gather(1, image) + 1e-8)
         return torch.where(goal > 0, self.alpha * (goal - p).square() * (F.softplus(x) - goal * x), as_negative)
 
 

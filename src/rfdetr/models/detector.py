@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from rfdetr.models.backbone import Encoder
+from rfdetr.models.backward import through_few
 from rfdetr.models.boxes import refine
 from rfdetr.models.heads import MLP
 from rfdetr.models.keypoint_network import KeypointNetwork
@@ -84,7 +85,8 @@ class Detector(nn.Module):
         queries = queries.expand(images.shape[0], -1, -1).to(memory.dtype)
         hidden = self.decoder(queries, reference, memory, shapes, groups, padding, last_only, follow)
         logits = self.class_head(hidden)
-        boxes = refine(self.box_head(hidden), reference)
+        deltas = through_few(self.box_head, hidden.flatten(0, -2).unsqueeze(0))
+        boxes = refine(deltas.view(*hidden.shape[:-1], 4), reference)
         layers: list[dict] = [{"pred_logits": a, "pred_boxes": b} for a, b in zip(logits, boxes, strict=True)]
         start = None if last_only else proposed
         if start is not None:

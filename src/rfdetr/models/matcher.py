@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 # Cost entries computed at once: bounds the memory of crowded images, whatever the batch.
-CHUNK_ENTRIES = 4_000_000
+CHUNK_ENTRIES = 2_000_000
 
 
 class Targets(NamedTuple):
@@ -29,11 +29,15 @@ class Targets(NamedTuple):
 
 
 class Matches(NamedTuple):
-    """Matched pairs, the same number M in every layer: image, query and target index, each (L, M) int64."""
+    """Matched pairs, the same number M in every layer: image, query and target index, each (L, M) int64.
+
+    `row` (L * M,) is the place of the query among those of all layers and images.
+    """
 
     image: Tensor
     query: Tensor
     target: Tensor
+    row: Tensor
 
 
 @dataclass(frozen=True)
@@ -71,35 +75,42 @@ def match(
     if queries % groups:
         raise ValueError(f"{queries} queries cannot be split into {groups} groups")
     pairs = _solve(logits.flatten(0, 1).float(), boxes.flatten(0, 1).float(), targets, groups, costs, more)
-    found = torch.from_numpy(pairs).view(layers, len(pairs) // layers, 3)
-    image, query, target = found.to(logits.device).unbind(-1)
-    return Matches(image, query, target)
+    found = torch.from_numpy(pairs).to(logits.device)
+    image, query, target = found[:, 1:].view(layers, len(pairs) // layers, 3).unbind(-1)
+    return Matches(image, query, target, found[:, 0])
 
 
 def _solve(
     logits: Tensor, boxes: Tensor, targets: Targets, groups: int, costs: MatchCosts, more: Sequence[Callable]
 ) -> np.ndarray:
-    """Rows (image, query, target) of all layers one after the other; inputs have layers and images in one axis."""
+    """Rows (row, image, query, target) of all layers one after the other, as `Matches` names them.
+
+    Inputs have layers and images in one axis.
+    """
     import numpy as np
 
     widest = max(targets.counts, default=0)
-    rows, batch = [np.zeros((0, 3), np.int64)], len(targets.counts)
+    found, batch = [np.zeros((0, 4), np.int64)], len(targets.counts)
     if not widest:
-        return rows[0]
-    labels, target_boxes = _pad(targets, widest)
+        return found[0]
     starts = np.cumsum([0, *targets.counts])
+    # Of each layer and image its objects, filled up with the first one; the costs of those are never read.
+    place = np.arange(widest)
+    index = np.where(place < np.diff(starts)[:, None], starts[:-1, None] + place, 0)
+    index = torch.from_numpy(np.tile(index, (len(logits) // batch, 1))).to(logits.device)
+    labels, target_boxes = targets.labels[index], targets.boxes[index]
     step = max(1, CHUNK_ENTRIES // (logits.shape[1] * widest))
     for begin in range(0, len(logits), step):
-        part = slice(begin, min(begin + step, len(logits)))
-        image = torch.arange(part.start, part.stop, device=logits.device) % batch
-        cost = pair_costs(logits[part], boxes[part], labels[image], target_boxes[image], costs)
-        _add(cost, more, part.start, targets.counts)
+        part = slice(begin, begin + step)
+        cost = pair_costs(logits[part], boxes[part], labels[part], target_boxes[part], costs)
+        _add(cost, more, begin, targets.counts)
         cost = cost.cpu().numpy()
-        for position, one in enumerate(cost, part.start):
+        for position, one in enumerate(cost, begin):
             index = position % batch
             query, target = assign(one[:, : targets.counts[index]], groups)
-            rows.append(np.stack((np.full_like(query, index), query, target + starts[index]), axis=1))
-    return np.concatenate(rows)
+            row = position * logits.shape[1] + query
+            found.append(np.stack((row, np.full_like(query, index), query, target + starts[index]), axis=1))
+    return np.concatenate(found)
 
 
 def _add(cost: Tensor, more: Sequence[Callable], first: int, counts: list[int]) -> None:
@@ -112,13 +123,6 @@ def _add(cost: Tensor, more: Sequence[Callable], first: int, counts: list[int]) 
                     one[:, : counts[image]] += term
 
 
-def _pad(targets: Targets, widest: int) -> tuple[Tensor, Tensor]:
-    """Labels (B, widest) and boxes (B, widest, 4), filled up with zeros."""
-    labels = torch.nn.utils.rnn.pad_sequence(list(targets.labels.split(targets.counts)), batch_first=True)
-    boxes = torch.nn.utils.rnn.pad_sequence(list(targets.boxes.float().split(targets.counts)), batch_first=True)
-    return labels[:, :widest], boxes[:, :widest]
-
-
 def pair_costs(logits: Tensor, boxes: Tensor, labels: Tensor, target_boxes: Tensor, costs: MatchCosts) -> Tensor:
     """Cost of every query for every target, (n, Q, C), (n, Q, 4), (n, T), (n, T, 4) -> (n, Q, T).
 
@@ -126,10 +130,12 @@ def pair_costs(logits: Tensor, boxes: Tensor, labels: Tensor, target_boxes: Tens
     """
     x = logits.gather(2, labels.unsqueeze(1).expand(-1, logits.shape[1], -1))
     p = x.sigmoid()
-    cls = costs.alpha * (1 - p) ** 2 * F.softplus(-x) - (1 - costs.alpha) * p**2 * F.softplus(x)
+    # Weights are multiplied first, which is exact for the usual ones, powers of two.
+    found, missed = costs.cls * costs.alpha, costs.cls * (1 - costs.alpha)
+    cls = -found * (1 - p) ** 2 * F.logsigmoid(x) - missed * p**2 * F.softplus(x)
     l1 = torch.cdist(boxes, target_boxes, p=1)
     _, giou = iou_and_giou(boxes.unsqueeze(2), target_boxes.unsqueeze(1))
-    return costs.bbox * l1 + costs.cls * cls + costs.giou * (-giou)
+    return costs.bbox * l1 + cls - costs.giou * giou
 
 
 def assign(cost: np.ndarray, groups: int) -> tuple[np.ndarray, np.ndarray]:

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rfdetr.models.attention import DeformableAttention, QueryAttention
+from rfdetr.models.backward import feed_forward, through_few
 from rfdetr.models.boxes import refine
 from rfdetr.models.heads import MLP, GroupLinear, GroupMLP, GroupNorm
 
@@ -63,12 +63,18 @@ def grid_boxes(shapes: Shapes, device: torch.device, counts: Tensor | None = Non
     return grid, valid
 
 
+def _masked_grid(shapes: Shapes, device: torch.device, padding: Padding | None = None) -> tuple[Tensor, Tensor]:
+    """`grid_boxes` with zeros where a cell may not be proposed, as those of padding."""
+    grid, valid = grid_boxes(shapes, device, None if padding is None else padding.counts)
+    valid = valid if padding is None else valid & ~padding.mask
+    return grid.masked_fill(~valid.unsqueeze(-1), 0.0), valid
+
+
 @functools.lru_cache(maxsize=64)
 def _unpadded_grid(shapes: Shapes, device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """`grid_boxes` without padding, and the valid cells only if some cell is not."""
+    """`_masked_grid` without padding, and the valid cells only if some cell is not."""
     with torch.inference_mode(False):
-        grid, valid = grid_boxes(shapes, device)
-        grid = grid.masked_fill(~valid.unsqueeze(-1), 0.0)
+        grid, valid = _masked_grid(shapes, device)
         return grid, None if bool(valid.all()) else valid
 
 
@@ -97,11 +103,11 @@ class Proposals(nn.Module):
         """Memory (B, S, D) -> the best min(num_queries, S) cells of each of the first `groups` groups."""
         batch, cells, dim = memory.shape
         if padding is None:
-            grid, valid = _unpadded_grid(shapes, memory.device)
+            # What is compiled knows such constants itself, and cannot ask whether some cell is not valid.
+            compiled = torch.compiler.is_compiling()
+            grid, valid = (_masked_grid if compiled else _unpadded_grid)(shapes, memory.device)
         else:
-            grid, valid = grid_boxes(shapes, memory.device, padding.counts)
-            valid = valid & ~padding.mask
-            grid = grid.masked_fill(~valid.unsqueeze(-1), 0.0)
+            grid, valid = _masked_grid(shapes, memory.device, padding)
         rows = memory if valid is None else memory.masked_fill(~valid.unsqueeze(-1), 0.0)
         rows = rows.reshape(1, batch * cells, dim)
         # Only the chosen cells receive a gradient, so the ranking is computed without one and these once more.
@@ -113,7 +119,7 @@ class Proposals(nn.Module):
         chosen = rows[0].index_select(0, (index + start).view(-1)).view(groups, batch * count, dim)
         features = self._features(chosen, groups)
         reference = grid.expand(batch, -1, -1).reshape(-1, 4).index_select(0, (index + start).view(-1))
-        delta = self.boxes(features, groups)
+        delta = through_few(self.boxes, features, groups)
         boxes = refine(delta, reference.view(groups, batch * count, 4).to(delta.dtype))
         logits = self.classes(features, groups)
         return Proposed(index, score, features, by_image(boxes, batch), by_image(logits, batch))
@@ -131,7 +137,8 @@ def by_image(grouped: Tensor, batch: int) -> Tensor:
 def sine_embedding(boxes_cxcywh: Tensor, dim: int) -> Tensor:
     """Interleaved sines and cosines of y, x, w, h, `dim` numbers each: (B, Q, 4) -> (B, Q, 4 * dim)."""
     ordered = boxes_cxcywh[..., [1, 0, 2, 3]]
-    angle = (2 * math.pi * ordered).unsqueeze(-1) / _periods(dim, boxes_cxcywh.device, boxes_cxcywh.dtype)
+    periods = _periods.__wrapped__ if torch.compiler.is_compiling() else _periods
+    angle = (2 * math.pi * ordered).unsqueeze(-1) / periods(dim, boxes_cxcywh.device, boxes_cxcywh.dtype)
     return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(-3)
 
 
@@ -172,7 +179,7 @@ class DecoderLayer(nn.Module):
         mask, ratios = (None, None) if padding is None else (padding.mask, padding.ratios)
         read = self.cross_attention(queries + position, reference, memory, shapes, mask, ratios)
         queries = self.norm2(queries + read)
-        return self.norm3(queries + self.mlp_out(F.relu(self.mlp_in(queries))))
+        return self.norm3(queries + feed_forward(queries, self.mlp_in, self.mlp_out, "relu"))
 
 
 class Decoder(nn.Module):
