@@ -1,9 +1,11 @@
 """The loss of every step of a short run on drawn pictures, to see whether a change of the code changes what is learned.
 
-    python benchmarks/loss_curve.py --write before.json     # on the old commit
-    python benchmarks/loss_curve.py --compare before.json   # on the new one
+    python benchmarks/loss_curve.py --weights demo/run/checkpoint_best_total.pth --write before.json   # the old commit
+    python benchmarks/loss_curve.py --weights demo/run/checkpoint_best_total.pth --compare before.json # the new one
 
-Everything is drawn from one seed, so that two commits that compute the same have the same curve but for rounding.
+Everything is drawn from one seed, so that two commits that compute the same have the same curve but for rounding. AdamW
+makes full steps of rounding where a gradient is zero, so that its curves part sooner than those of `--optimizer sgd`;
+how much a commit differs from itself, a run with another number of `--threads` shows.
 """
 
 from __future__ import annotations
@@ -22,13 +24,18 @@ from rfdetr.training.watch import RunWatch
 CLASSES = {"detect": "RFDETRNano", "segment": "RFDETRSegNano"}
 
 
-def curve(task: str, steps: int, resolution: int, folder: Path) -> list[float]:
+def curve(options: argparse.Namespace, folder: Path) -> list[float]:
     """Losses of the optimiser steps of one epoch, two pictures each, without augmentation."""
     losses: list[float] = []
     RunWatch.sound = lambda self, step, loss, lr: losses.append(loss)
-    draw_dataset(folder / "data", {"train": 2 * steps, "valid": 2, "test": 2}, hw=(resolution, resolution))
     torch.manual_seed(0)
-    model = getattr(rfdetr, CLASSES[task])(pretrain_weights=None, resolution=resolution, num_classes=4, device="cpu")
+    if options.weights:
+        model = rfdetr.from_checkpoint(options.weights, device="cpu")
+    else:
+        sizes = {"resolution": options.resolution, "num_classes": 4}
+        model = getattr(rfdetr, CLASSES[options.task])(pretrain_weights=None, device="cpu", **sizes)
+    hw = (model.model.resolution,) * 2
+    draw_dataset(folder / "data", {"train": 2 * options.steps, "valid": 2, "test": 2}, hw=hw)
     model.train(
         dataset_dir=str(folder / "data"),
         output_dir=str(folder / "run"),
@@ -38,6 +45,8 @@ def curve(task: str, steps: int, resolution: int, folder: Path) -> list[float]:
         num_workers=0,
         seed=1,
         multi_scale=False,
+        optimizer=options.optimizer,
+        lr=1e-4 if options.optimizer == "adamw" else 1e-2,
         aug_config={},
         run_test=False,
         tensorboard=False,
@@ -54,9 +63,13 @@ def main() -> None:
     parser.add_argument("--resolution", type=int, default=192)
     parser.add_argument("--write", type=Path, help="file for the losses")
     parser.add_argument("--compare", type=Path, help="file of another commit")
+    parser.add_argument("--weights", help="checkpoint to start from, such as the demo's; else random weights")
+    parser.add_argument("--optimizer", choices=["adamw", "sgd"], default="adamw")
+    parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
+    torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as folder:
-        losses = curve(options.task, options.steps, options.resolution, Path(folder))
+        losses = curve(options, Path(folder))
     print(f"{len(losses)} steps, loss from {losses[0]:.4f} to {losses[-1]:.4f}")
     if options.write:
         options.write.write_text(json.dumps(losses))

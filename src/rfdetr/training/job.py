@@ -19,7 +19,7 @@ from rfdetr.evaluation.oks import KeypointClasses, warn_of_guess
 from rfdetr.evaluation.split import truth_has_outlines, truth_has_points
 from rfdetr.log import logger
 from rfdetr.training.loggers import require_services
-from rfdetr.training.runtime import Processes
+from rfdetr.training.runtime import Processes, select_device
 from rfdetr.training.state import newest
 
 # Options that only models of another task have a use for.
@@ -175,6 +175,10 @@ def check_agreement(config: TrainConfig, model: ModelConfig) -> None:
             raise ValueError(f"train({name}={value}) contradicts the model's {name}={getattr(model, name)}")
     if config.strategy == "fsdp" and model.backbone_lora:
         raise ValueError("backbone_lora leaves few values to train; use strategy='ddp' with it")
+    if config.strategy == "fsdp" and (model.compile or model.cuda_graphs):
+        raise ValueError("compile and cuda_graphs do not work with strategy='fsdp'; use 'ddp', or leave them out")
+    if model.cuda_graphs and select_device(model.device).type != "cuda":
+        raise ValueError(f"cuda_graphs=True needs a CUDA device, and device={model.device!r} is none; leave it out")
     check_use(config, model)
 
 

@@ -10,7 +10,7 @@ import platform
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -203,8 +203,22 @@ class Runtime:
         fully_shard(module, mesh=mesh)
         return module
 
+    @staticmethod
+    def compiled(module: nn.Module, compile: bool, cuda_graphs: bool) -> nn.Module:
+        """The module as training calls it: as it is, compiled, or recorded; evaluation calls the module itself."""
+        if not (compile or cuda_graphs):
+            return module
+        # Every size of multi-scale training is compiled once; beyond the limit, torch goes on without.
+        settings = torch._dynamo.config
+        name = "recompile_limit" if hasattr(settings, "recompile_limit") else "cache_size_limit"
+        setattr(settings, name, max(getattr(settings, name), 64))
+        if not compile:
+            return cast(nn.Module, torch.compile(module, dynamic=False, backend="cudagraphs"))
+        return cast(nn.Module, torch.compile(module, dynamic=False, mode="reduce-overhead" if cuda_graphs else None))
+
     def last_of_step(self, module: nn.Module, is_last: bool) -> contextlib.AbstractContextManager:
         """Gradients are exchanged in the last backward pass of a step only."""
+        module = _uncompiled(module)
         if isinstance(module, nn.parallel.DistributedDataParallel):
             return contextlib.nullcontext() if is_last else module.no_sync()
         if self.splits_model:
@@ -277,8 +291,13 @@ def keeping_memory(device: torch.device) -> Iterator[None]:
         library.malloc_trim(0)
 
 
+def _uncompiled(module: nn.Module) -> nn.Module:
+    return getattr(module, "_orig_mod", module)
+
+
 def bare(module: nn.Module) -> nn.Module:
-    """The network itself, without what trains it over several processes."""
+    """The network itself, without what compiles it or trains it over several processes."""
+    module = _uncompiled(module)
     return module.module if isinstance(module, nn.parallel.DistributedDataParallel) else module
 
 

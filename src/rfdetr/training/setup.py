@@ -200,6 +200,7 @@ def _build_parts(
         fresh += files.resume_ema(saved, ema)
     set_drop_path(module, 0.0)
     trained = runtime.over_processes(module, (*module.encoder.blocks, *module.decoder.layers))
+    trained = runtime.compiled(trained, model.config.compile, model.config.cuda_graphs)
     if ema is not None and runtime.splits_model:
         runtime.split(ema.module, (*ema.module.encoder.blocks, *ema.module.decoder.layers))  # pyrefly: ignore[missing-attribute, not-iterable]
     rates = Rates(
@@ -211,6 +212,7 @@ def _build_parts(
         model.config.out_feature_indexes[-1],
     )
     fused = runtime.device.type != "mps" and not runtime.scaler.is_enabled() and not runtime.splits_model
+    fused = fused and model.config.fused_optimizer
     optimizer = build_optimizer(module, rates, fused, config.optimizer, config.optimizer_kwargs)
     factor = lr_factor(
         config.lr_scheduler, steps, config.epochs, config.warmup_epochs, config.lr_drop, config.lr_min_factor
