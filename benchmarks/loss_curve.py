@@ -5,7 +5,8 @@
 
 Everything is drawn from one seed, so that two commits that compute the same have the same curve but for rounding. AdamW
 makes full steps of rounding where a gradient is zero, so that its curves part sooner than those of `--optimizer sgd`;
-how much a commit differs from itself, a run with another number of `--threads` shows.
+how much a commit differs from itself, a run with another number of `--threads` shows, or one whose first weights are
+moved by as much as rounding does (`--perturb 1e-7`).
 """
 
 from __future__ import annotations
@@ -34,6 +35,9 @@ def curve(options: argparse.Namespace, folder: Path) -> list[float]:
     else:
         sizes = {"resolution": options.resolution, "num_classes": 4}
         model = getattr(rfdetr, CLASSES[options.task])(pretrain_weights=None, device="cpu", **sizes)
+    with torch.no_grad():
+        for parameter in model.model.ready().parameters():
+            parameter.mul_(1 + options.perturb * torch.randn_like(parameter))
     hw = (model.model.resolution,) * 2
     draw_dataset(folder / "data", {"train": 2 * options.steps, "valid": 2, "test": 2}, hw=hw)
     model.train(
@@ -43,7 +47,7 @@ def curve(options: argparse.Namespace, folder: Path) -> list[float]:
         batch_size=2,
         grad_accum_steps=1,
         num_workers=0,
-        seed=1,
+        seed=options.seed,
         multi_scale=False,
         optimizer=options.optimizer,
         lr=1e-4 if options.optimizer == "adamw" else 1e-2,
@@ -65,6 +69,8 @@ def main() -> None:
     parser.add_argument("--compare", type=Path, help="file of another commit")
     parser.add_argument("--weights", help="checkpoint to start from, such as the demo's; else random weights")
     parser.add_argument("--optimizer", choices=["adamw", "sgd"], default="adamw")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--perturb", type=float, default=0.0, help="relative noise on the first weights")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

@@ -292,7 +292,7 @@ def keeping_memory(device: torch.device) -> Iterator[None]:
 
 
 def _uncompiled(module: nn.Module) -> nn.Module:
-    return getattr(module, "_orig_mod", module)
+    return cast(nn.Module, getattr(module, "_orig_mod", module))
 
 
 def bare(module: nn.Module) -> nn.Module:
