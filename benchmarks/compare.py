@@ -53,10 +53,10 @@ SPIN = "while True: pass"
 class Side:
     """One package in its own process."""
 
-    def __init__(self, python: str, threads: int) -> None:
-        self.python = python
+    def __init__(self, python: str, threads: int, device: str, precision: str) -> None:
+        self.python, self.device = python, device
         self.process = subprocess.Popen(
-            [python, str(HERE / "worker.py"), str(threads)],
+            [python, str(HERE / "worker.py"), str(threads), device, precision],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -121,6 +121,8 @@ def main() -> None:
     parser.add_argument("--published", required=True, help="python of an environment with the published package")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--precision", choices=["fp32", "bf16", "fp16"], default="fp32", help="of training steps")
     parser.add_argument("--only", default="", help="run only tasks whose name contains this")
     parser.add_argument("--json", type=Path, help="also write the rows to this file")
     options = parser.parse_args()
@@ -129,21 +131,25 @@ def main() -> None:
     def wanted(name: str) -> bool:
         return options.only in name
 
-    print(f"threads {options.threads}, rounds {options.rounds}, load {os.getloadavg()[0]:.1f}")
+    settings = {name: getattr(options, name) for name in ("device", "precision", "threads", "rounds")}
+    print(", ".join(f"{name} {value}" for name, value in settings.items()) + f", load {os.getloadavg()[0]:.1f}")
     show("task", ("ours ms", "publ. ms", "ratio", "ours cpu ms", "publ. cpu ms", "ratio", "ours MB", "publ. MB"))
     if wanted("import"):
         pythons = (sys.executable, options.published)
         found.append(rows("import", [tuple(import_time(python) for python in pythons) for _ in range(3)]))
-    sides = (Side(sys.executable, options.threads), Side(options.published, options.threads))
+    where = (options.threads, options.device, options.precision)
+    sides = (Side(sys.executable, *where), Side(options.published, *where))
     with tempfile.TemporaryDirectory() as folder:
         found += measure(sides, Path(folder), options.rounds, wanted, options.threads)
     if options.json:
-        options.json.write_text(json.dumps({"sides": [side.about for side in sides], "rows": found}, indent=2))
+        options.json.write_text(
+            json.dumps({**settings, "sides": [side.about for side in sides], "rows": found}, indent=2)
+        )
 
 
 def measure(sides: tuple[Side, Side], folder: Path, rounds: int, wanted, threads: int) -> list[dict]:
     found = []
-    for size in ("nano", "base", "seg-nano"):
+    for size in ("nano", "base", "seg-nano", *(["medium"] if sides[0].device == "cuda" else [])):
         weights = str(folder / f"{size}.pth")
         sides[0].ask("save_weights", size=size, path=weights)
         if wanted(f"construction {size}"):
@@ -152,6 +158,8 @@ def measure(sides: tuple[Side, Side], folder: Path, rounds: int, wanted, threads
         if size == "nano" and wanted("start"):
             found.append(measure_start(sides, folder, weights, threads, rounds))
         found += measure_steps(sides, size, weights, rounds, wanted)
+    if wanted("epoch nano"):
+        found.append(measure_epoch(sides, folder, "nano", *((16, 384) if sides[0].device == "cuda" else (2, 96))))
     if wanted("evaluate seg-nano"):
         found.append(measure_evaluation(sides, folder, "seg-nano", 2))
     if wanted("loader"):
@@ -160,8 +168,9 @@ def measure(sides: tuple[Side, Side], folder: Path, rounds: int, wanted, threads
 
 
 def measure_steps(sides: tuple[Side, Side], size: str, weights: str, rounds: int, wanted) -> list[dict]:
-    resolution, found = {"nano": 384, "seg-nano": 312}.get(size), []
-    names = {batch: f"training step {size} batch {batch}" for batch in (2, 4) if resolution}
+    resolution, found = {"nano": 384, "medium": 576, "seg-nano": 312}.get(size), []
+    batches = (4, 16) if sides[0].device == "cuda" else (2, 4)
+    names = {batch: f"training step {size} batch {batch}" for batch in batches if resolution}
     if any(wanted(name) for name in (*names.values(), f"training step {size} operators")):
         for side in sides:
             side.ask("prepare_step", size=size, weights=weights)
@@ -169,11 +178,33 @@ def measure_steps(sides: tuple[Side, Side], size: str, weights: str, rounds: int
         if wanted(name):
             request = {"size": size, "batch": batch, "resolution": resolution}
             found.append(in_turn(sides, name, rounds, "step", "loss", **request))
+            if sides[0].device == "cuda":
+                found += measure_best_steps(sides, name, weights, rounds, request)
     if resolution and wanted(f"training step {size} operators"):
         counts = [side.ask("operators", size=size, batch=2, resolution=resolution) for side in sides]
         ours, published = (sum(one.values()) for one in counts)
         print(f"  operators: ours {counts[0]}, published {counts[1]}, {ours} and {published}, {ours / published:.2f}")
     return found
+
+
+def measure_best_steps(sides: tuple[Side, Side], name: str, weights: str, rounds: int, request: dict) -> list[dict]:
+    """Both compiled: minutes at the first step."""
+    for side in sides:
+        side.ask("prepare_step", size=request["size"], weights=weights, best=True)
+    return [in_turn(sides, f"{name} (both best)", rounds, "step", "loss", best=True, **request)]
+
+
+def measure_epoch(sides: tuple[Side, Side], folder: Path, size: str, batch: int, resolution: int) -> dict:
+    """What an epoch takes that comes second: the difference between runs of two epochs and of one."""
+    from rfdetr.datasets.synthetic import draw_dataset
+
+    draw_dataset(folder / "epoch", {"train": 10 * batch, "valid": 2 * batch, "test": 2}, hw=(480, 640))
+    request = {"size": size, "weights": str(folder / f"{size}.pth"), "batch": batch, "resolution": resolution}
+    taken = []
+    for side in sides:
+        one, two = (side.ask("epochs", folder=str(folder / "epoch"), count=count, **request) for count in (1, 2))
+        taken.append({clock: two[clock] - one[clock] for clock in ("wall", "cpu")})
+    return rows(f"epoch of {10 * batch} pictures, {size} {resolution}", [tuple(taken)])
 
 
 def measure_evaluation(sides: tuple[Side, Side], folder: Path, size: str, rounds: int) -> dict:

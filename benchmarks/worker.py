@@ -42,13 +42,20 @@ allow_foreign_torchvision()
 import rfdetr  # noqa: E402
 
 OURS = (Path(rfdetr.__file__).parent / "models" / "detector.py").is_file()
-CLASSES = {"nano": "RFDETRNano", "base": "RFDETRBase", "seg-nano": "RFDETRSegNano"}
+CLASSES = {"nano": "RFDETRNano", "base": "RFDETRBase", "medium": "RFDETRMedium", "seg-nano": "RFDETRSegNano"}
 MASK_BIAS = -1.0
+# Where models live: "cpu" or "cuda"; and the type of mixed precision in training steps there.
+DEVICE = sys.argv[2] if len(sys.argv) > 2 else "cpu"
+AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(sys.argv[3] if len(sys.argv) > 3 else "")
 state: dict = {}
 
 
 def peak_mb() -> float:
-    """The most memory this process has held since the last call, in MB (Linux)."""
+    """The most memory this process has held since the last call, in MB: the GPU's, or its own (Linux)."""
+    if DEVICE == "cuda":
+        peak = torch.cuda.max_memory_allocated() / 2**20
+        torch.cuda.reset_peak_memory_stats()
+        return peak
     status = Path("/proc/self/status").read_text()
     Path("/proc/self/clear_refs").write_text("5")
     return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) / 1024
@@ -61,13 +68,15 @@ def timed(action, rounds: int = 1) -> dict:
     for _ in range(rounds):
         wall, cpu = time.perf_counter(), time.process_time()
         action()
+        if DEVICE == "cuda":
+            torch.cuda.synchronize()
         best["wall"] = min(best["wall"], time.perf_counter() - wall)
         best["cpu"] = min(best["cpu"], time.process_time() - cpu)
     return {**best, "peak": peak_mb()}
 
 
 def make_model(size: str, weights: str | None, **options):
-    return getattr(rfdetr, CLASSES[size])(pretrain_weights=weights, device="cpu", **options)
+    return getattr(rfdetr, CLASSES[size])(pretrain_weights=weights, device=DEVICE, **options)
 
 
 def save_weights(size: str, path: str) -> dict:
@@ -129,8 +138,11 @@ def export(size: str, weights: str, folder: str) -> dict:
     return {"path": str(make_model(size, weights).export(folder))}
 
 
-def prepare_step(size: str, weights: str) -> dict:
-    """Model, losses, optimiser and average: ours as a run sets them up, the published ones with AdamW's foreach."""
+def prepare_step(size: str, weights: str, best: bool = False) -> dict:
+    """Model, losses, optimiser and average: ours as a run sets them up, the published ones with AdamW's foreach.
+
+    The best settings are the compiled network, and on a GPU the fused optimiser for both.
+    """
     model = make_model(size, weights)
     net = model.model.model.train()
     parameters = [p for p in net.parameters() if p.requires_grad]
@@ -143,15 +155,17 @@ def prepare_step(size: str, weights: str) -> dict:
         criterion = build_criterion(model.model_config, options).train()
         optimizer = build_optimizer(net, Rates(1e-6, 1e-6, 1e-4, 0.8, 0.7, 12), fused=True)
         state["memory"] = contextlib.ExitStack()
-        state["memory"].enter_context(keeping_memory(torch.device("cpu")))
+        state["memory"].enter_context(keeping_memory(torch.device(DEVICE)))
     else:
         from rfdetr.config import SegmentationTrainConfig, TrainConfig
         from rfdetr.models import build_criterion_from_config
 
         kind = SegmentationTrainConfig if size.startswith("seg") else TrainConfig
         criterion = build_criterion_from_config(model.model_config, kind(dataset_dir="."))[0].train()
-        optimizer = torch.optim.AdamW(parameters, lr=1e-6, foreach=True)
-    state["step", size] = net, criterion, optimizer, parameters, [p.detach().clone() for p in parameters]
+        optimizer = torch.optim.AdamW(parameters, lr=1e-6, **({"fused": True} if best else {"foreach": True}))
+    if best:
+        net = torch.compile(net, dynamic=False)
+    state["step", size, best] = net, criterion, optimizer, parameters, [p.detach().clone() for p in parameters]
     return {}
 
 
@@ -168,16 +182,18 @@ def drawn_batch(size: str, batch: int, resolution: int) -> tuple[torch.Tensor, l
     ]
     for target in targets if size.startswith("seg") else ():
         target["masks"] = discs(target["boxes"], resolution)
-    return images, targets
+    return images.to(DEVICE), [{name: value.to(DEVICE) for name, value in target.items()} for target in targets]
 
 
-def step(size: str, batch: int, resolution: int) -> dict:
-    net, criterion, optimizer, parameters, average = state["step", size]
+def step(size: str, batch: int, resolution: int, best: bool = False) -> dict:
+    net, criterion, optimizer, parameters, average = state["step", size, best]
     images, targets = drawn_batch(size, batch, resolution)
     losses: dict = {}
 
     def one() -> None:
-        losses.update(criterion(net(images), targets))
+        with torch.autocast(DEVICE, dtype=AMP, enabled=AMP is not None):
+            outputs = net(images)
+        losses.update(criterion(outputs, targets))
         total_of(criterion, losses).backward()
         tail(optimizer, parameters, average)
 
@@ -186,7 +202,7 @@ def step(size: str, batch: int, resolution: int) -> dict:
 
 def operators(size: str, batch: int, resolution: int) -> dict:
     """Operators of a step, by part; the optimiser has its state already."""
-    net, criterion, optimizer, parameters, average = state["step", size]
+    net, criterion, optimizer, parameters, average = state["step", size, False]
     images, targets = drawn_batch(size, batch, resolution)
     step(size, batch, resolution)
     found, kept = {}, {}
@@ -226,6 +242,13 @@ def discs(boxes: torch.Tensor, side: int) -> torch.Tensor:
     if not OURS:
         return masks
     return torch.from_numpy(np.packbits(masks.numpy(), axis=0, bitorder="little"))
+
+
+def epochs(size: str, weights: str, folder: str, count: int, batch: int, resolution: int) -> dict:
+    """A run of `train` with its loader, evaluation and files, as everybody calls it."""
+    model = make_model(size, weights, resolution=resolution)
+    options = {"batch_size": batch, "grad_accum_steps": 1, "tensorboard": False, "run_test": False}
+    return timed(lambda: model.train(dataset_dir=folder, output_dir=f"{folder}/run", epochs=count, **options))
 
 
 def prepare_evaluate(size: str, weights: str) -> dict:

@@ -10,16 +10,15 @@ import torch
 from tests.tiny import TASK_MODEL, tiny_keypoints, tiny_model, tiny_segmenter
 from torch import Tensor, nn
 
-from rfdetr.models import attention, backbone, backward
-from rfdetr.models.backward import feed_forward, through_few
+from rfdetr.models import backward
+from rfdetr.models.backward import feed_forward, negative_loss, through_few
 from rfdetr.models.heads import MLP, GroupMLP
 
 NEAR = {"rtol": 1e-5, "atol": 1e-6}
 
 
 def plainly(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (backward, backbone):
-        monkeypatch.setattr(module, "by_hand", lambda features: False)
+    monkeypatch.setattr(backward, "by_hand", lambda features: False)
 
 
 def gradients(run: Callable[[Tensor], Tensor], features: Tensor, module: nn.Module, weight: Tensor) -> list[Tensor]:
@@ -39,17 +38,14 @@ def assert_same(found: list[Tensor], expected: list[Tensor]) -> None:
 
 @pytest.mark.parametrize("activation", ["relu", "gelu"])
 @pytest.mark.parametrize("rows", [1, 3, 64])
-@pytest.mark.parametrize("is_scaled", [False, True])
-def test_a_feed_forward_network(activation, rows, is_scaled, monkeypatch):
+def test_a_feed_forward_network(activation, rows, monkeypatch):
     torch.manual_seed(0)
     monkeypatch.setattr(backward, "CHUNK_ROWS", rows)
     network = nn.ModuleDict({"first": nn.Linear(6, 20), "last": nn.Linear(20, 6)})
-    network.scale = nn.Parameter(torch.randn(6))
     features, weight = torch.randn(2, 7, 6), torch.randn(2, 7, 6)
 
     def run(given: Tensor) -> Tensor:
-        scale = network.scale if is_scaled else None
-        return feed_forward(given, network["first"], network["last"], activation, scale)
+        return feed_forward(given, network["first"], network["last"], activation)
 
     found = gradients(run, features, network, weight)
     plainly(monkeypatch)
@@ -107,6 +103,18 @@ def test_a_gradient_that_is_no_number_is_not_lost():
     assert module.layers[0].weight.grad.isnan().any()
 
 
+def test_the_loss_without_objects():
+    logits = torch.cat((torch.linspace(-90, 90, 48), torch.randn(12))).view(3, 2, 5, 2).requires_grad_()
+    weight = torch.tensor([0.5, 2.0, -1.0])
+    found = negative_loss(logits)
+    (found * weight).sum().backward()
+    double = logits.detach().double().requires_grad_()
+    expected = (double.sigmoid() ** 2 * torch.nn.functional.softplus(double)).sum((1, 2, 3))
+    (expected * weight).sum().backward()
+    torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(logits.grad.double(), double.grad, rtol=1e-5, atol=1e-30)
+
+
 MODELS = {"detect": tiny_model, "segment": tiny_segmenter, "keypoints": tiny_keypoints}
 WAYS = {"plain": {}, "checkpointed": {"gradient_checkpointing": True}, "frozen": {"freeze_encoder": 2}}
 
@@ -118,10 +126,6 @@ def test_networks_learn_the_same(task, way, monkeypatch):
     network = MODELS[task](**options, **WAYS[way]).model.ready().train()
     images = torch.randn(2, 3, *(2 * [TASK_MODEL["resolution"] if task != "detect" else 64]))
     torch.manual_seed(0)
-    # Layer scales that scale, since random weights start with ones.
-    for block in network.encoder.blocks:
-        for scale in (block.scale1, block.scale2):
-            scale.data.uniform_(0.2, 1.5)
     other = copy.deepcopy(network)
     found = _learned(network, images)
     plainly(monkeypatch)
@@ -150,17 +154,3 @@ def test_other_precisions_take_the_plain_way():
         assert not backward.by_hand(features)
     with torch.autocast("cpu", torch.bfloat16):
         assert not backward.by_hand(features)
-
-
-def test_dropped_residuals_are_scaled_tokens(monkeypatch):
-    torch.manual_seed(0)
-    block = backbone.Block(8, 2).train()
-    block.drop_path = 0.5
-    tokens = torch.randn(4, 5, 8)
-    results = []
-    for _ in range(2):
-        torch.manual_seed(3)
-        results.append(gradients(lambda given: block(given, 1), tokens, block, torch.ones(4, 5, 8)))
-        plainly(monkeypatch)
-    assert_same(*results)
-    assert attention.scaled(block.mlp_out, None) == (block.mlp_out.weight, block.mlp_out.bias)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rfdetr import RFDETRNano
 from rfdetr.config import TrainConfig
-from rfdetr.models import backbone, backward
+from rfdetr.models import backward
 from rfdetr.models.build import build_criterion
 from rfdetr.training.ema import ModelEma
 from rfdetr.training.optim import Rates, build_optimizer
@@ -42,8 +42,7 @@ def drawn(pictures: int, objects: int) -> tuple[Tensor, list[dict[str, Tensor]]]
 def test_a_step_has_at_most_half_of_the_published_operators(by_hand, counter, monkeypatch):
     """Their number does not depend on how many groups, pictures and objects there are."""
     if not by_hand:
-        for module in (backward, backbone):
-            monkeypatch.setattr(module, "by_hand", lambda features: False)
+        monkeypatch.setattr(backward, "by_hand", lambda features: False)
     model = RFDETRNano(pretrain_weights=None, resolution=288, group_detr=2, device="cpu")
     network = model.model.ready().train()
     criterion = build_criterion(model.model_config, TrainConfig(dataset_dir=".")).train()

@@ -12,8 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rfdetr.models.backward import scaled
-
 
 class SelfAttention(nn.Module):
     """Attention of tokens (B, N, D) among themselves; query, key and value come from one fused projection."""
@@ -24,13 +22,12 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim)
         self.output = nn.Linear(dim, dim)
 
-    def forward(self, tokens: Tensor, scale: Tensor | None = None) -> Tensor:
-        """Mix `tokens` (B, N, D); `scale` (D,) is what the output is multiplied by."""
+    def forward(self, tokens: Tensor) -> Tensor:
         batch, length, dim = tokens.shape
         packed = self.qkv(tokens).view(batch, length, 3, self.heads, dim // self.heads)
         query, key, value = packed.permute(2, 0, 3, 1, 4).unbind(0)
         mixed = F.scaled_dot_product_attention(query, key, value)
-        return F.linear(mixed.transpose(1, 2).reshape(batch, length, dim), *scaled(self.output, scale))
+        return self.output(mixed.transpose(1, 2).reshape(batch, length, dim))
 
 
 class QueryAttention(nn.Module):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from rfdetr.models.attention import SelfAttention
-from rfdetr.models.backward import by_hand, feed_forward
+from rfdetr.models.backward import feed_forward
 
 EPS = 1e-6
 
@@ -61,19 +61,11 @@ class Block(nn.Module):
         """Tokens (B * windows^2, N, D); attention spans `merge` rows: one window, or all windows of an image."""
         rows, length, dim = tokens.shape
         normed = self.norm1(tokens).view(rows // merge, merge * length, dim)
-        if by_hand(tokens) and not self._drops:
-            # Scaled weights cost less than scaled tokens, which would be kept for the backward pass too.
-            tokens = tokens + self.attention(normed, self.scale1).view(rows, length, dim)
-            return tokens + feed_forward(self.norm2(tokens), self.mlp_in, self.mlp_out, "gelu", self.scale2)
         tokens = self._add(tokens, self.attention(normed).view(rows, length, dim), self.scale1)
         return self._add(tokens, feed_forward(self.norm2(tokens), self.mlp_in, self.mlp_out, "gelu"), self.scale2)
 
-    @property
-    def _drops(self) -> bool:
-        return self.training and self.drop_path > 0
-
     def _add(self, tokens: Tensor, change: Tensor, scale: Tensor) -> Tensor:
-        if self._drops:
+        if self.training and self.drop_path > 0:
             keep = 1.0 - self.drop_path
             kept = torch.empty(len(tokens), 1, 1, device=tokens.device, dtype=change.dtype).bernoulli_(keep)
             change = change * (kept / keep)

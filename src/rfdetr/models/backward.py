@@ -29,29 +29,15 @@ def by_hand(features: Tensor) -> bool:
     )
 
 
-def feed_forward(
-    features: Tensor, first: nn.Linear, last: nn.Linear, activation: str, scale: Tensor | None = None
-) -> Tensor:
-    """Two linear layers with "relu" or "gelu" between them, (..., D) -> (..., D).
-
-    Args:
-        scale: what the output is multiplied by, (D,).
-    """
-    w2, b2 = scaled(last, scale)
+def feed_forward(features: Tensor, first: nn.Linear, last: nn.Linear, activation: str) -> Tensor:
+    """Two linear layers with "relu" or "gelu" between them, (..., D) -> (..., D)."""
     if by_hand(features):
-        return _FeedForward.apply(features, first.weight, first.bias, w2, b2, activation)
+        return _FeedForward.apply(features, first.weight, first.bias, last.weight, last.bias, activation)
     hidden = first(features)
     if activation == "relu":
-        return F.linear(F.relu(hidden), w2, b2)
+        return last(F.relu(hidden))
     # The largest tensor of the network: without gradients it is written over, which spares fresh memory.
-    return F.linear(F.gelu(hidden) if torch.is_grad_enabled() else torch.ops.aten.gelu_(hidden), w2, b2)
-
-
-def scaled(linear: nn.Linear, scale: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Weight and bias of a layer whose output is multiplied by `scale` (D,), if that is given."""
-    if scale is None:
-        return linear.weight, linear.bias
-    return linear.weight * scale.unsqueeze(1), linear.bias * scale
+    return last(F.gelu(hidden) if torch.is_grad_enabled() else torch.ops.aten.gelu_(hidden))
 
 
 class _FeedForward(torch.autograd.Function):
@@ -131,3 +117,28 @@ class _FewRows(torch.autograd.Function):
         )
         d_features = torch.zeros_like(features).scatter_(1, index.expand_as(d_rows), d_rows)
         return None, d_features, *d_parameters
+
+
+def negative_loss(logits: Tensor) -> Tensor:
+    """Sum of sigmoid(x)^2 * softplus(x), the class loss of entries without an object, over all axes but the first."""
+    if by_hand(logits):
+        return _NegativeLoss.apply(logits)
+    return (logits.sigmoid().square() * F.softplus(logits)).flatten(1).sum(1)
+
+
+class _NegativeLoss(torch.autograd.Function):
+    """Keeps the logits alone."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor) -> Tensor:
+        ctx.save_for_backward(logits)
+        return F.softplus(logits).mul_(logits.sigmoid().square_()).flatten(1).sum(1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:  # pyrefly: ignore[bad-override]
+        (logits,) = ctx.saved_tensors
+        p = logits.sigmoid()
+        # p^2 (p + 2 (1 - p) softplus)
+        slope = F.softplus(logits).mul_(2 * (1 - p)).add_(p).mul_(p.square_())
+        return slope.mul_(grad.view(-1, *[1] * (logits.dim() - 1)))

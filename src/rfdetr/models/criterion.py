@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rfdetr.models.backward import negative_loss
 from rfdetr.models.boxes import iou_and_giou
 from rfdetr.models.keypoints import KeypointTerms
 from rfdetr.models.masks import MaskTerms, TargetMasks
@@ -181,7 +182,7 @@ class Criterion(nn.Module):
             rows: of the matched ones, (L, M, C), with their labels, overlaps and images (L, M).
         """
         negative_weight = 1.0 if self.class_loss == "ia_bce" else 1 - self.alpha
-        everything = (logits.sigmoid().square() * F.softplus(logits)).sum((1, 2, 3))
+        everything = negative_loss(logits)
         x = rows.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
         p = x.sigmoid()
         as_negative = p.square() * F.softplus(x)
