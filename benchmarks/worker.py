@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -315,7 +316,7 @@ def main() -> None:
     torch.set_num_threads(int(sys.argv[1]))
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what the packages print must not mix with the answers
-    print(json.dumps({"ours": OURS, "version": getattr(rfdetr, "__version__", "?")}), file=answers, flush=True)
+    print(json.dumps({"ours": OURS, "version": version("rfdetr")}), file=answers, flush=True)
     for line in sys.stdin:
         request = json.loads(line)
         task = globals()[request.pop("task")]

@@ -21,8 +21,9 @@ LAUNCHERS = {
     "torchrun": ["-m", "torch.distributed.run", "--nproc_per_node=2"],
     "launch": ["-m", "torch.distributed.launch", "--nproc_per_node=2", "--use_env"],
 }
-# Two epochs of five steps.
-TEN_STEPS = {"epochs": 2, "batch_size": 2}
+# Two epochs of five steps. With this seed no query stands within rounding of the zero of a hidden unit that is active
+# for hardly any other: Adam would make whole steps of its gradient, in one order of additions and not in the other.
+TEN_STEPS = {"epochs": 2, "batch_size": 2, "seed": 2}
 
 pytestmark = pytest.mark.slow
 
@@ -141,7 +142,7 @@ def test_keypoints_of_two_processes_are_those_of_one(tmp_path: Path) -> None:
     """Also with micro-batches, whose objects all have the same share."""
     about = {"class": "RFDETRKeypointPreview", "model": {"resolution": 48, "dec_layers": 2}}
     data = tiny_data(tmp_path / "darts", shapes=("dart",))
-    options = {"epochs": 1, "grad_accum_steps": 2, "skip_best_epochs": 0}
+    options = {"epochs": 1, "grad_accum_steps": 2, "skip_best_epochs": 0, "seed": 2}
     start(None, data, tmp_path / "one", training={**options, "batch_size": 2}, **about)
     start("torchrun", data, tmp_path / "two", training={**options, "batch_size": 1}, **about)
     ours, theirs = (load(tmp_path / name / "checkpoint.pth")["model"] for name in ("two", "one"))
