@@ -110,7 +110,7 @@ def main() -> None:
         found = json.loads(Path(f"{store}.json").read_text())
     alone, ddp, exchange = found["alone"], found["ddp"], found["exchange"]
     print(f"nano, {options.batch} pictures of {options.resolution} pixels per process, one thread each")
-    print(f"{found['bytes'] / 2**20:.0f} MB of gradients per step; exchanged alone in {exchange * 1e3:.0f} ms")
+    print(f"{found['bytes'] / 2**20:.0f} MiB of gradients per step; exchanged alone in {exchange * 1e3:.0f} ms")
     for name in ("alone", "ddp", "ddp, accumulating", "fsdp"):
         passes = 2 if "accumulating" in name else 1
         seconds = found[name] / passes

@@ -147,9 +147,8 @@ class DeformableAttention(nn.Module):
             return self.output(read)
         weights = logits.view(batch, length, self.heads, -1).softmax(-1)
         offsets = offsets.view(batch, length, -1, 2)
-        places = torch.addcmul(
-            reference_cxcywh[:, :, None, :2], offsets, reference_cxcywh[:, :, None, 2:] * (0.5 / self.points)
-        )
+        centre, size = reference_cxcywh.unsqueeze(2).split(2, -1)
+        places = torch.addcmul(centre, offsets, size * (0.5 / self.points))
         if valid_ratios is not None:
             places = places * valid_ratios.repeat_interleave(self.points, 1).repeat(1, self.heads, 1).unsqueeze(1)
         places = (2 * places - 1).view(batch, length, self.heads, -1)

@@ -120,10 +120,10 @@ class _FewRows(torch.autograd.Function):
 
 
 def negative_loss(logits: Tensor) -> Tensor:
-    """Sum of sigmoid(x)^2 * softplus(x), the class loss of entries without an object, over all axes but the first."""
+    """Sum of sigmoid(x)^2 * softplus(x), the class loss of entries without an object: (L, B, Q, C) -> (L,)."""
     if by_hand(logits):
         return _NegativeLoss.apply(logits)
-    return (logits.sigmoid().square() * F.softplus(logits)).flatten(1).sum(1)
+    return (logits.sigmoid().square() * F.softplus(logits)).sum((1, 2, 3))
 
 
 class _NegativeLoss(torch.autograd.Function):
@@ -132,7 +132,7 @@ class _NegativeLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor) -> Tensor:
         ctx.save_for_backward(logits)
-        return F.softplus(logits).mul_(logits.sigmoid().square_()).flatten(1).sum(1)
+        return F.softplus(logits).mul_(logits.sigmoid().square_()).sum((1, 2, 3))
 
     @staticmethod
     @once_differentiable
@@ -141,4 +141,4 @@ class _NegativeLoss(torch.autograd.Function):
         p = logits.sigmoid()
         # p^2 (p + 2 (1 - p) softplus)
         slope = F.softplus(logits).mul_(2 * (1 - p)).add_(p).mul_(p.square_())
-        return slope.mul_(grad.view(-1, *[1] * (logits.dim() - 1)))
+        return slope.mul_(grad.view(-1, 1, 1, 1))

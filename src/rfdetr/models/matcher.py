@@ -130,7 +130,7 @@ def pair_costs(logits: Tensor, boxes: Tensor, labels: Tensor, target_boxes: Tens
     """
     x = logits.gather(2, labels.unsqueeze(1).expand(-1, logits.shape[1], -1))
     p = x.sigmoid()
-    # Weights are multiplied first, which is exact for the usual ones, powers of two.
+    # The weight is multiplied in first, which is exact for the usual one, 2.
     found, missed = costs.cls * costs.alpha, costs.cls * (1 - costs.alpha)
     cls = -found * (1 - p) ** 2 * F.logsigmoid(x) - missed * p**2 * F.softplus(x)
     l1 = torch.cdist(boxes, target_boxes, p=1)
