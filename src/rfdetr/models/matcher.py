@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 # Cost entries computed at once: bounds the memory of crowded images, whatever the batch.
-CHUNK_ENTRIES = 2_000_000
+CHUNK_ENTRIES = 1_000_000
 
 
 class Targets(NamedTuple):
@@ -102,7 +102,9 @@ def _solve(
     step = max(1, CHUNK_ENTRIES // (logits.shape[1] * widest))
     for begin in range(0, len(logits), step):
         part = slice(begin, begin + step)
-        cost = pair_costs(logits[part], boxes[part], labels[part], target_boxes[part], costs)
+        # One crowded image alone may be more than a chunk.
+        pieces = zip(*(x[part].split(max(1, CHUNK_ENTRIES // widest), 1) for x in (logits, boxes)), strict=True)
+        cost = torch.cat([pair_costs(x, box, labels[part], target_boxes[part], costs) for x, box in pieces], 1)
         _add(cost, more, begin, targets.counts)
         cost = cost.cpu().numpy()
         for position, one in enumerate(cost, begin):
