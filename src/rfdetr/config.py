@@ -60,7 +60,7 @@ class ModelConfig(Options):
     num_decoder_registers: Literal[0] = Field(0, description="Further decoder tokens; there are none.")
     postprocess_trace_alpha: float = Field(0.2, ge=0, description="How much the precision of keypoints moves the score.")
     pretrain_weights: str | None = Field(None, description="Checkpoint to start from: a published file name, a path, or None for random weights.")
-    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps, ...")
+    device: str = Field("auto", description="Where the network runs: auto, cpu, cuda, cuda:1, mps, ...")
     resolution: int = Field(384, description="Side of the square network input in pixels, a multiple of patch_size x num_windows.")
     amp: bool = Field(True, description="Mixed precision where the device supports it.")
     compile: bool = Field(False, description="Train with torch.compile: minutes at the first step of each input size, fewer and larger kernels afterwards.")

@@ -23,6 +23,7 @@ EXTRAS = {
     "onnxslim": ("onnx", "simplifying ONNX files"),
     "roboflow": ("roboflow", "deploying to Roboflow"),
     "rich": ("rich", "the progress bar of rich"),
+    "shtab": ("cli", "shell completion"),
     "onnx": ("onnx", "exporting to ONNX"),
     "onnxruntime": ("onnx", "running ONNX files"),
     "matplotlib": ("visual", "drawing plots"),

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from rfdetr.detr import RFDETR
     from rfdetr.export.predictor import ExportedModel
 
+# Suffixes of files with weights.
 CHECKPOINTS = (".pth", ".pt", ".ckpt", ".safetensors")
 
 
@@ -40,3 +41,32 @@ def load(path: str | Path, **options: Any) -> RFDETR | ExportedModel:
     from rfdetr.detr import from_checkpoint
 
     return from_checkpoint(path, **options)
+
+
+def open_model(name: str, **options: Any) -> RFDETR | ExportedModel:
+    """The model of a size such as "nano", or in a file.
+
+    Raises:
+        ValueError: neither; the message lists the sizes.
+        As `load` and the model classes.
+    """
+    size = size_class(name)
+    return load(name, **options) if size is None else size(**options)
+
+
+def size_class(name: str) -> type[RFDETR] | None:
+    """The class of a size such as "seg-nano"; None for what can only be a file.
+
+    Raises:
+        ValueError: neither; the message lists the sizes.
+    """
+    from rfdetr.variants import VARIANTS
+
+    if name not in VARIANTS:
+        if not Path(name).suffix and not Path(name).exists():
+            raise ValueError(f"{name} is neither a file nor a size; sizes are {', '.join(VARIANTS)}")
+        return None
+    from rfdetr import detr
+    from rfdetr.checkpoints.identify import class_name
+
+    return getattr(detr, class_name(name))

@@ -48,6 +48,8 @@ class Model:
         # What predict() runs in place of the network after inference() (`rfdetr.inference.optimised.Optimised`).
         self.inference_model: Any = None
         self.is_optimised_inplace = False
+        # The signal that ended the last run, if one did.
+        self.ended_by: int | None = None
         self._trust = trust_checkpoint
         self._trained = False
         self._lock = threading.Lock()
@@ -235,7 +237,7 @@ class Model:
             warnings.warn(f"settings without effect in train(): {', '.join(unknown)}", stacklevel=2)
         config = kind(**known)
         with helpers(self, config, changes) as processes:
-            number = self.train_in(processes, config, changes, callbacks)
+            number = self.ended_by = self.train_in(processes, config, changes, callbacks)
         if number == signal.SIGTERM:
             raise SystemExit(128 + number)
 

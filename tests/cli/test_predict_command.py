@@ -14,7 +14,7 @@ from PIL import Image
 from tests.tiny import tiny_keypoints, tiny_model, tiny_segmenter
 
 import rfdetr
-from rfdetr import cli
+from rfdetr import cli, detr, loading
 from rfdetr.inference.draw import VideoWriter, draw
 from rfdetr.inference.sources import open_source
 from rfdetr.inference.stream import predict_stream
@@ -38,7 +38,7 @@ def loaded(model: rfdetr.RFDETR, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         asked.append((path, options))
         return model
 
-    monkeypatch.setattr(rfdetr, "load", load, raising=False)
+    monkeypatch.setattr(loading, "load", load)
     monkeypatch.chdir(tmp_path)
     return asked
 
@@ -174,7 +174,7 @@ def test_masks_and_keypoints_are_in_the_json(
 ) -> None:
     build: Callable[..., rfdetr.RFDETR] = tiny_segmenter if kind == "segment" else tiny_keypoints
     model = build()
-    monkeypatch.setattr(rfdetr, "load", lambda path: model)
+    monkeypatch.setattr(loading, "load", lambda path: model)
     assert predict(pictures / "p0.png", "--json", *LOW, "--save") == 0
     (said,) = lines(capsys)
     options = {"mask_format": "rle"} if kind == "segment" else {}
@@ -211,7 +211,7 @@ def test_options_are_passed_on_only_when_given(
     assert asked == [{"threshold": 0.5}, tiled]
     assert loaded == [("tiny.pth", {}), ("tiny.pth", {"device": "cpu", "backend": "torch"})]
     made: list[dict[str, Any]] = []
-    monkeypatch.setattr(rfdetr, "RFDETRSeg2XLarge", lambda **options: made.append(options) or model, raising=False)
+    monkeypatch.setattr(detr, "RFDETRSeg2XLarge", lambda **options: made.append(options) or model)
     assert cli.main(["predict", str(pictures / "p0.png"), "--model", "seg-2xlarge", "--device", "cpu"]) == 0
     assert made == [{"device": "cpu"}]
 

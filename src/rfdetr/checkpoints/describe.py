@@ -1,0 +1,89 @@
+"""What a model file is, as plain values: for people who find one and wonder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rfdetr.checkpoints.identify import class_name, identify, structure
+from rfdetr.checkpoints.load import Checkpoint, read_checkpoint
+from rfdetr.loading import SUFFIXES, load
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """Kind of file, model, classes, and how it came to be.
+
+    Raises:
+        FileNotFoundError, ValueError, ImportError: as `rfdetr.load`.
+    """
+    size = sum(file.stat().st_size for file in path.rglob("*")) if path.is_dir() else None
+    known = {"file": str(path)}
+    if path.suffix in SUFFIXES:
+        found = _exported(path)
+    else:
+        found = _checkpoint(read_checkpoint(path))
+    return {**known, "megabytes": round((path.stat().st_size if size is None else size) / 1e6, 1), **found}
+
+
+def _exported(path: Path) -> dict[str, Any]:
+    model: Any = load(path)
+    facts = model.facts
+    return {
+        "kind": f"export ({SUFFIXES[path.suffix]})",
+        "class": facts.model_name or None,
+        "task": facts.task,
+        "input": list(facts.hw),
+        "batch": model.runtime.shape[0] or "any",
+        "classes": list(facts.labels.class_names),
+        "outputs": "detections" if facts.final else "boxes and logits",
+        "thresholds": facts.labels.thresholds,
+        "parity": facts.parity,
+        "written_by": facts.texts.get("rfdetr_version"),
+    }
+
+
+def _checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
+    content, args = checkpoint.content, checkpoint.args
+    try:
+        kind: str | None = class_name(identify(checkpoint))
+    except ValueError:
+        kind = None
+    found = structure(checkpoint)
+    task = "segment" if found["segmentation_head"] else "keypoints" if found["use_grouppose_keypoints"] else "detect"
+    return {
+        "kind": "checkpoint",
+        "class": kind,
+        "task": task,
+        "input": checkpoint.settings.get("resolution"),
+        "classes": checkpoint.class_names,
+        "class_rows": checkpoint.class_rows,
+        "parameters": sum(weight.numel() for weight in checkpoint.weights.values() if weight.is_floating_point()),
+        "licence": checkpoint.model_config.get("license"),
+        "thresholds": checkpoint.thresholds,
+        "epoch": content.get("epoch"),
+        # Without the optimiser's state a run can start from it, but not go on.
+        "can_resume": "optimizer" in content,
+        "trained_on": args.get("dataset_dir"),
+        "written_by": content.get("rfdetr_version"),
+    }
+
+
+def settings_of(path: Path) -> dict[str, Any]:
+    """The settings of model and run that a checkpoint or an exported file has kept, and its class names.
+
+    Raises:
+        FileNotFoundError, ValueError, ImportError: as `rfdetr.load`.
+    """
+    if path.suffix in SUFFIXES:
+        return {name: value for name, value in _exported(path).items() if name not in ("parity", "thresholds")}
+    checkpoint = read_checkpoint(path)
+    # What the run left open is what the model says.
+    run = {name: value for name, value in checkpoint.args.items() if value is not None}
+    tensors = structure(checkpoint)
+    return {**tensors, **run, **checkpoint.model_config, "class_names": checkpoint.class_names}
+
+
+def differences(a: dict[str, Any], b: dict[str, Any]) -> dict[str, list[Any]]:
+    """Settings by name with their two values, where these differ; None where a file has none."""
+    names = [*a, *(name for name in b if name not in a)]
+    return {name: [a.get(name), b.get(name)] for name in names if a.get(name) != b.get(name)}
