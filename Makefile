@@ -10,8 +10,9 @@ TASK ?= detect
 WEIGHTS ?=
 EPOCHS ?=
 PUBLISHED ?=
+WITH_TORCH ?=
 
-.PHONY: setup demo test slow parity check fix bench docs clean
+.PHONY: setup demo test slow parity check fix bench docs release clean
 
 setup: $(STAMP)
 
@@ -47,8 +48,16 @@ fix: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python benchmarks/compare.py $(if $(PUBLISHED),--published $(PUBLISHED))
 
+# The references are written anew, then the site into site/.
 docs: $(STAMP)
 	$(BIN)/python docs/generate.py
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt zensical
+	$(BIN)/zensical build --clean --strict
+
+# Wheel, licences, bill of materials, and the wheel in empty environments; WITH_TORCH=3.11 predicts with it there.
+release: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[release]"
+	$(BIN)/python tools/release_check.py $(if $(WITH_TORCH),--with-torch $(WITH_TORCH))
 
 clean:
 	rm -rf $(VENV) dist build site

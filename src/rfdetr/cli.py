@@ -36,6 +36,7 @@ COMMANDS = {
     "info": Command("files", "add_info", "tell what a checkpoint or an exported file is"),
     "diff": Command("files", "add_diff", "compare the settings of two checkpoints"),
     "demo": Command("demo", "add_options", "train, evaluate and show a detector on drawn pictures"),
+    "serve": Command("serve", "add_options", "try a model in the browser, and let other programs ask it"),
     "completion": Command("completion", "add_options", "print the completion script of a shell"),
 }
 # Commands of other programs that people try, and ours.
@@ -62,6 +63,10 @@ def build_parser(only: str | None = None, *, everything: bool = False) -> tuple[
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0 done, 1 it failed, 2 wrong usage, 130 interrupted."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    if "_ARGCOMPLETE" in os.environ:
+        from rfdetr.commands import completion
+
+        completion.answer()
     # Threads that wait by spinning starve each other when something else uses the cores. It is read when PyTorch loads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:

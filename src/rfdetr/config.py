@@ -13,6 +13,8 @@ from pydantic import Field, StrictBool, field_validator, model_validator
 from rfdetr.options import Options, check_resolution
 from rfdetr.variants import ENCODERS, VARIANTS
 
+PathLikeStr = str | os.PathLike[str]
+
 
 class PretrainWeightsCompatibilityWarning(UserWarning):
     """Architecture fields were changed although published weights are loaded."""
@@ -82,6 +84,9 @@ class ModelConfig(Options):
     def __init__(self, **values: Any) -> None:
         if values.get("num_classes", 0) is None:
             del values["num_classes"]  # callers such as SAHI pass None for "whatever the file has"
+        if "pretrained_weights" in values and values["pretrained_weights"] is None:
+            # Callers such as OTX pass it to all models alike; it never meant anything.
+            del values["pretrained_weights"]
         super().__init__(**values)
         if (
             self.positions_follow_resolution

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -91,6 +91,60 @@ class RFDETR(Predictor):
 
             self._cached = CachedRunner(self.model, self.backend)
         return self._cached
+
+    @property
+    def module(self) -> torch.nn.Module:
+        """The network: normalised images (B, 3, H, W) to a dict of logits and boxes (`rfdetr.models.detector`)."""
+        return self.model.model
+
+    def eval(self) -> RFDETR:
+        """Put the network into evaluation mode, and return this model; `predict` does it by itself."""
+        self.module.eval()
+        return self
+
+    def to(self, device: torch.device | str) -> RFDETR:
+        """Move the network to a device, where it stays, and return this model."""
+        self.model.device = select_device(str(device))
+        self.model.ready()
+        return self
+
+    def parameters(self) -> Iterator[torch.nn.Parameter]:
+        """The parameters of the network."""
+        return self.module.parameters()
+
+    def save_pretrained(self, save_directory: str | Path) -> Path:
+        """Write the model as a folder that the Hugging Face Hub takes; see `rfdetr.checkpoints.hub`."""
+        from rfdetr.checkpoints import hub
+
+        return hub.save_pretrained(self.model, save_directory)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        **options: Any,
+    ) -> RFDETR:
+        """The model in a folder of `save_pretrained`, or in a repository of the Hugging Face Hub.
+
+        Args:
+            options: fields of the size's configuration; `RFDETR` itself takes the size from the file.
+        """
+        from rfdetr.checkpoints import hub
+
+        given = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+        path = hub.find_pretrained(name, **given)
+        return from_checkpoint(path, **options) if cls is RFDETR else cls(pretrain_weights=str(path), **options)
+
+    def push_to_hub(self, repo_id: str, *, private: bool | None = None, **options: Any) -> str:
+        """Upload the model to a repository of the Hugging Face Hub, and return its address."""
+        from rfdetr.checkpoints import hub
+
+        return hub.push_to_hub(self.model, repo_id, private=private, **options)
 
     def inference(
         self,

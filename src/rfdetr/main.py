@@ -15,9 +15,9 @@ import torch
 
 from rfdetr.assets.coco_classes import COCO_CLASS_NAMES, COCO_CLASSES
 from rfdetr.checkpoints import identify, load
-from rfdetr.checkpoints.download import find_weights, require_weights
-from rfdetr.checkpoints.names import to_internal
-from rfdetr.config import ModelConfig, TrainConfig, train_config_class
+from rfdetr.checkpoints.download import BASE_URL, PUBLISHED, find_weights, require_weights
+from rfdetr.checkpoints.names import rename_published, to_internal
+from rfdetr.config import ModelConfig, SegmentationTrainConfig, TrainConfig, train_config_class
 from rfdetr.labels import Labels
 from rfdetr.log import logger
 from rfdetr.models import refit
@@ -26,6 +26,16 @@ from rfdetr.models.detector import Detector
 from rfdetr.options import check_resolution
 from rfdetr.training.callbacks import Callbacks, check_callbacks
 from rfdetr.training.runtime import select_device
+
+# Where the published weights are, by file name.
+HOSTED_MODELS = {name: BASE_URL + path for name, (path, _) in PUBLISHED.items()}
+
+
+def populate_args(**settings: Any) -> SimpleNamespace:
+    """Every option of model and run with its default in one namespace, as older scripts read them; `settings` win."""
+    fields = {**SegmentationTrainConfig.model_fields, **ModelConfig.model_fields}
+    defaults = {name: field.get_default(call_default_factory=True) for name, field in fields.items()}
+    return SimpleNamespace(**{**defaults, "dataset_dir": None, **settings})
 
 
 class Model:
@@ -71,6 +81,7 @@ class Model:
             self._name_classes([], 0)
         else:
             self._load(find_weights(self.config.pretrain_weights))
+        self.model.register_load_state_dict_pre_hook(rename_published)
         self.model.encoder.freeze(self.config.freeze_encoder)
         self.postprocess = build_postprocess(self.config)
 
@@ -198,7 +209,7 @@ class Model:
 
     def reinitialize_detection_head(self, num_outputs: int) -> None:
         """Give the class heads `num_outputs` rows (classes + 1): old rows are cut or repeated in turn."""
-        refit.resize_class_heads(self.model, num_outputs)
+        self.model.reinitialize_detection_head(num_outputs)
         self.config.num_classes = num_outputs - 1
 
     def request_early_stop(self) -> None:

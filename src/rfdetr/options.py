@@ -76,7 +76,9 @@ def _one_line(name: str, error: ValidationError) -> str:
     for item in error.errors(include_url=False):
         field = ".".join(str(part) for part in item["loc"])
         message = item["msg"].removeprefix("Value error, ")
-        parts.append(f"{field}={item['input']!r}: {message}" if field else message)
+        # Some messages name what was given themselves.
+        named = not field or message.startswith(f"{field}=")
+        parts.append(message if named else f"{field}={item['input']!r}: {message}")
     return f"{name}: " + "; ".join(parts)
 
 

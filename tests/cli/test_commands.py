@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -149,7 +150,7 @@ def test_a_text_is_the_value_that_it_would_be_in_python(field: str, text: str, v
         (["predict", "x.png", "--threshold", "high"], "number or auto"),
         (["download"], "name what to fetch, or --all"),
         (["evaluate", "w.pth", "data", "--batch-size", "0"], "number above 0"),
-        (["completion", "fish"], "fish"),
+        (["completion", "cmd"], "cmd"),
     ],
 )
 def test_what_cannot_be_meant_is_one_line_and_exit_code_2(
@@ -184,7 +185,17 @@ def test_a_run_from_a_file_and_one_from_its_printed_configuration_are_the_same(
     monkeypatch.chdir(tmp_path)
     tiny_data(tmp_path / "dataset")
     Path("c.yaml").write_text(SMALL, encoding="utf-8")
-    typed = ["train", "dataset", "--config=c.yaml", "--output_dir", "a", "--seed", "3", "--run-test=false"]
+    typed = [
+        "train",
+        "--dataset_dir",
+        "dataset",
+        "--config=c.yaml",
+        "--output_dir",
+        "a",
+        "--seed",
+        "3",
+        "--run-test=false",
+    ]
     assert cli.main([*typed, "--print-config"]) == 0
     printed = capsys.readouterr().out
     Path("printed.yaml").write_text(printed, encoding="utf-8")
@@ -222,6 +233,17 @@ def test_a_run_from_a_file_and_one_from_its_printed_configuration_are_the_same(
     # The model of a run that is gone on with is that of its file.
     assert cli.main(["train", "--config", "printed.yaml", "--output-dir", "a", "--epochs", "2", "--resume"]) == 0
     assert len(Path("a/log.txt").read_text(encoding="utf-8").splitlines()) == 2
+
+
+def test_a_file_where_the_run_should_write_is_named_before_anything_else(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("c.yaml").write_text(SMALL, encoding="utf-8")
+    Path("data").mkdir()
+    assert cli.main(["train", "data", "--config", "c.yaml", "--output-dir", "c.yaml/run"]) == 1
+    assert "c.yaml is a file; give a folder" in capsys.readouterr().err
+    assert Path("c.yaml").read_text(encoding="utf-8") == SMALL
 
 
 def test_an_interrupted_run_has_the_exit_code_of_its_signal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -276,23 +298,35 @@ def test_a_file_that_is_no_model_is_one_line(capsys: pytest.CaptureFixture[str],
         assert "x.pth" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh"])
-def test_a_shell_completes_commands_and_options(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish", "tcsh", "powershell"])
+def test_there_is_a_completion_script_for_a_shell(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["completion", shell]) == 0
-    script = capsys.readouterr().out
-    assert "evaluate" in script
-    assert "grad-accum-steps" in script
+    assert "rfdetr" in capsys.readouterr().out
 
 
-def test_bash_really_completes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("rfdetr ev", ["evaluate"]),
+        ("rfdetr train --grad-a", ["--grad-accum-steps"]),
+        ("rfdetr export nano --format open", ["openvino"]),
+        ("rfdetr predict --no-show", ["--no-show-boxes"]),
+    ],
+)
+def test_bash_really_completes(line: str, words: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert cli.main(["completion", "bash"]) == 0
     (tmp_path / "c.sh").write_text(capsys.readouterr().out, encoding="utf-8")
+    typed = line.split()
     code = (
-        f"source {tmp_path / 'c.sh'}; COMP_WORDS=(rfdetr train --grad-a); COMP_CWORD=2; _shtab_rfdetr; "
+        f"source {tmp_path / 'c.sh'}; COMP_WORDS=({line}); COMP_CWORD={len(typed) - 1}; COMP_LINE='{line}'; "
+        f"COMP_POINT={len(line)}; COMP_TYPE=9; _python_argcomplete rfdetr {typed[-1]} {typed[-2]}; "
         "echo ${COMPREPLY[@]}"
     )
-    done = subprocess.run(["bash", "-c", code], capture_output=True, text=True, timeout=60)
-    assert done.stdout.split() == ["--grad-accum-steps"]
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-c", code], capture_output=True, text=True, timeout=60, env={**os.environ, "PATH": path}
+    )
+    assert done.stdout.split() == words, done.stderr
 
 
 class Trained(detr.RFDETRBase):

@@ -21,6 +21,7 @@ REPORT = {"report.html", "results.json", "confusion_matrix.png", "precision_reca
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory) -> Path:
     """Random weights whose scores differ, in a checkpoint with class names."""
+    torch.manual_seed(0)
     fresh = tiny_model(num_classes=4)
     with torch.no_grad():
         for head in (fresh.model.model.class_head, fresh.model.model.proposals.classes):

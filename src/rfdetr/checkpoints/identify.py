@@ -5,11 +5,13 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-from rfdetr.checkpoints.load import Checkpoint
+from rfdetr.checkpoints.load import MOST_NUMBERS, Checkpoint
 from rfdetr.config import ModelConfig, PretrainWeightsCompatibilityWarning, RFDETRLargeDeprecatedConfig
 from rfdetr.variants import ENCODERS, VARIANTS, Variant
 
 _ENCODER = "backbone.0.encoder.encoder"
+_POSITIONS = f"{_ENCODER}.embeddings.position_embeddings"
+_PATCHES = f"{_ENCODER}.embeddings.patch_embeddings.projection.weight"
 # Those of the settings below that tell one task from another.
 TASK = ("segmentation_head", "use_grouppose_keypoints")
 # Settings that the shapes of the tensors tell.
@@ -33,7 +35,7 @@ RESTORED = (
 def structure(checkpoint: Checkpoint) -> dict[str, Any]:
     """The settings of `STRUCTURE`, read off the shapes of the tensors."""
     weights = checkpoint.weights
-    dim, _, patch, _ = weights[f"{_ENCODER}.embeddings.patch_embeddings.projection.weight"].shape
+    dim, _, patch, _ = weights[_PATCHES].shape
     depth = 1 + _highest(checkpoint, f"{_ENCODER}.encoder.layer.")
     levels = 1 + _highest(checkpoint, "backbone.0.projector.stages.")
     names = [name for name, size in ENCODERS.items() if (size.dim, size.depth) == (dim, depth)]
@@ -98,7 +100,7 @@ def _by_origin(checkpoint: Checkpoint, keys: list[str]) -> list[str]:
 
 
 def _position_gap(checkpoint: Checkpoint, key: str) -> int:
-    side = round((checkpoint.weights[f"{_ENCODER}.embeddings.position_embeddings"].shape[1] - 1) ** 0.5)
+    side = round((checkpoint.weights[_POSITIONS].shape[1] - 1) ** 0.5)
     row = VARIANTS[key]
     return abs((row.position_side or row.resolution // row.patch_size) - side)
 
@@ -133,7 +135,24 @@ def adopt(config: ModelConfig, checkpoint: Checkpoint) -> ModelConfig:
     if checkpoint.schema:
         adopted["num_keypoints_per_class"] = checkpoint.schema
     adopted = {name: value for name, value in adopted.items() if not config.is_explicit(name)}
-    return config.with_values(_with_position_side(config, adopted))
+    try:
+        config = config.with_values(_with_position_side(config, adopted))
+    except (TypeError, ValueError) as error:  # the file may say anything
+        raise ValueError(f"checkpoint {checkpoint.path} cannot be built: {error}") from None
+    _check_growth(config, checkpoint)
+    return config
+
+
+def _check_growth(config: ModelConfig, checkpoint: Checkpoint) -> None:
+    """ValueError for a setting that would enlarge one of the file's tensors beyond all reason."""
+    numbers = {
+        "positional_encoding_size": config.positional_encoding_size**2 * checkpoint.weights[_POSITIONS].shape[2],
+        "num_channels": config.num_channels * checkpoint.weights[_PATCHES][:, 0].numel(),
+    }
+    for name, count in numbers.items():
+        if count > MOST_NUMBERS:
+            told = f"{name}={getattr(config, name)} is too large"
+            raise ValueError(f"checkpoint {checkpoint.path} cannot be built: {told}")
 
 
 def _first_large(config: ModelConfig, checkpoint: Checkpoint) -> ModelConfig:

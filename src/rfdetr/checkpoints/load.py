@@ -33,8 +33,11 @@ _PATCHES = "backbone.0.encoder.encoder.embeddings.patch_embeddings.projection.we
 _ENCODER = "backbone.0.encoder."
 _PROJECTOR, _KEYPOINT_PROJECTOR = "backbone.0.projector.", "backbone.0.cross_attn_projector."
 _ADAPTED = _ENCODER + "base_model.model."
-# Every RF-DETR has these, and their shapes tell most of what it is.
-_ESSENTIAL = ("class_embed.weight", "class_embed.bias", *_QUERY_TABLES, _POSITIONS, _PATCHES)
+# Every RF-DETR has these, with so many dimensions; their shapes tell most of what it is.
+_ESSENTIAL = {"class_embed.weight": 2, "class_embed.bias": 1, **dict.fromkeys(_QUERY_TABLES, 2)}
+_ESSENTIAL |= {_POSITIONS: 3, _PATCHES: 4}
+# In a tensor of a file, or one that is fitted to its settings: 1 GB.
+MOST_NUMBERS = 2**28
 
 
 @dataclass
@@ -66,7 +69,7 @@ class Checkpoint:
     def schema(self) -> list[int]:
         """Keypoints of each class; empty for other tasks."""
         mask = self.weights.get(KEYPOINT_MASK)
-        return [] if mask is None or not mask.any() else mask.sum(1).tolist()
+        return [] if mask is None or mask.dim() != 2 or not mask.any() else (mask != 0).sum(1).tolist()
 
     @property
     def thresholds(self) -> dict[str, float]:
@@ -108,15 +111,35 @@ def read_file(path: Path, trust: bool = False) -> dict[str, Any]:
         FileNotFoundError, ValueError: what is wrong with the file, by name.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"checkpoint {path}: there is no such file")
+        why = "that is a folder; give the file" if path.is_dir() else "there is no such file"
+        raise FileNotFoundError(f"checkpoint {path}: {why}")
+    if path.suffix == ".safetensors":
+        from rfdetr.checkpoints.hub import read_safetensors
+
+        return read_safetensors(path)
+    zipped = zipfile.is_zipfile(path)
+    if zipped and not _is_stored(path):
+        raise ValueError(
+            f"{path} is not a readable checkpoint (a zip file that is compressed or damaged); a complete file written "
+            "by torch.save is needed"
+        )
     try:
         with torch.serialization.safe_globals(_allowed()):
-            content = torch.load(path, map_location="cpu", weights_only=not trust, mmap=zipfile.is_zipfile(path))
+            content = torch.load(path, map_location="cpu", weights_only=not trust, mmap=zipped)
     except Exception as error:  # bytes that are no checkpoint can make the reader fail with any type
         raise ValueError(_why_unreadable(path, error, trust)) from None
     if not isinstance(content, dict):
         raise ValueError(f"checkpoint {path} holds a {type(content).__name__}, not the dict of a checkpoint")
     return content
+
+
+def _is_stored(path: Path) -> bool:
+    """Whether nothing in a zip file is compressed, as torch.save writes it; a few bytes could unpack to any number."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
+    except Exception:  # bytes that are no checkpoint, as above
+        return False
 
 
 def store_thresholds(path: Path, target: Path, thresholds: dict[str, float]) -> None:
@@ -171,6 +194,11 @@ def read_checkpoint(path: str | Path, trust: bool = False) -> Checkpoint:
         weights = _lightning_weights(path, content)
         args = args if args is not None else content.get("hyper_parameters")
     weights = {_bare_name(str(name)): tensor for name, tensor in weights.items() if isinstance(tensor, Tensor)}
+    if "class_head.weight" in weights:
+        # What `state_dict()` of the network gives, which a script has saved.
+        weights = to_published(weights)
+    if odd := [f"{name} {tuple(tensor.shape)}" for name, tensor in weights.items() if not _is_usable(tensor)]:
+        raise ValueError(f"checkpoint {path}: {_shortened(odd)} is no tensor of plain numbers, or far too large")
     try:
         weights = merge_adapters(weights)
     except ValueError as error:
@@ -178,6 +206,9 @@ def read_checkpoint(path: str | Path, trust: bool = False) -> Checkpoint:
     absent = [name for name in _ESSENTIAL if name not in weights]
     if absent:
         raise ValueError(f"checkpoint {path} holds no RF-DETR: it has no tensor {', '.join(absent)}")
+    if odd := [name for name, dims in _ESSENTIAL.items() if weights[name].dim() != dims or not weights[name].numel()]:
+        shapes = ", ".join(f"{name} is {tuple(weights[name].shape)}" for name in odd)
+        raise ValueError(f"checkpoint {path} holds no RF-DETR: {shapes}")
     config = content.get("model_config")
     return Checkpoint(
         path=path,
@@ -190,9 +221,15 @@ def read_checkpoint(path: str | Path, trust: bool = False) -> Checkpoint:
     )
 
 
+def _is_usable(tensor: Tensor) -> bool:
+    """Whether it is plain numbers that fit in memory; repeated, sparse or only described, they have any size."""
+    plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
+    return plain and tensor.numel() <= MOST_NUMBERS
+
+
 def _bare_name(name: str) -> str:
-    """A tensor's name without what DataParallel and torch.compile put before it."""
-    return name.removeprefix("module.").removeprefix("_orig_mod.")
+    """A tensor's name without what a module around the network, such as DataParallel's or compiled ones, adds to it."""
+    return re.sub(r"^(?:(?:module|model|_orig_mod)\.)+", "", name)
 
 
 def _as_dict(settings: Any) -> dict[str, Any]:
@@ -288,7 +325,7 @@ def fit(checkpoint: Checkpoint, config: ModelConfig) -> dict[str, Tensor]:
     weights = dict(checkpoint.weights)
     rows = config.num_classes + 1
     for name in weights:
-        if name.startswith(_CLASS_HEADS) and len(weights[name]) != rows:
+        if name.startswith(_CLASS_HEADS) and weights[name].dim() and len(weights[name]) != rows:
             weights[name] = resize_rows(weights[name], rows)
     _fit_queries(weights, checkpoint, config)
     weights = {n: t for n, t in weights.items() if not _is_other_group(n, config.group_detr)}
@@ -299,7 +336,7 @@ def fit(checkpoint: Checkpoint, config: ModelConfig) -> dict[str, Tensor]:
         _fit_keypoints(weights, config.num_keypoints_per_class)
     try:
         fitted, unknown = to_internal(weights)
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:  # the latter of tensors whose shapes do not go together
         raise ValueError(f"{checkpoint.path} does not fit this model: {error}") from None
     if unknown:
         _warn_unused(checkpoint.path, unknown)
@@ -309,7 +346,7 @@ def fit(checkpoint: Checkpoint, config: ModelConfig) -> dict[str, Tensor]:
 def _fit_keypoints(weights: dict[str, Tensor], schema: list[int]) -> None:
     """Fit a keypoint network in place to a schema, and files whose boxes and keypoints share a projector."""
     for name in _KEYPOINT_TABLES:
-        if name in weights:
+        if name in weights and weights[name].dim():
             weights[name] = resize_rows(weights[name], sum(schema))
     weights[KEYPOINT_MASK], weights["transformer.decoder.keypoint_class_mask"] = schema_masks(schema)
     if not any(name.startswith(_KEYPOINT_PROJECTOR) for name in weights):

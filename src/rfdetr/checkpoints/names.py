@@ -10,9 +10,10 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 _ENCODER = "backbone.0.encoder.encoder"
 _BLOCK = f"{_ENCODER}.encoder.layer.{{i}}"
@@ -233,3 +234,16 @@ def to_published(internal: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _is_stacked(internal: str) -> bool:
     row = internal_name(published_names(internal)[0])
     return row is not None and row[2]
+
+
+def rename_published(_module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Lets `load_state_dict` take tensors by their published names: what scripts read out of a checkpoint file.
+
+    A hook of `torch.nn.Module.register_load_state_dict_pre_hook`; the state is changed in place.
+    """
+    if not any(name.startswith(f"{prefix}backbone.0.") for name in state):
+        return
+    internal, unknown = to_internal({name.removeprefix(prefix): tensor for name, tensor in state.items()})
+    kept = {name: state[prefix + name] for name in unknown}
+    state.clear()
+    state.update({prefix + name: tensor for name, tensor in {**internal, **kept}.items()})

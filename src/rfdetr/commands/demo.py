@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from rfdetr.commands.parser import positive
+from rfdetr.extras import require
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -20,6 +22,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--output", metavar="DIR", default="demo", help="folder to write to (default: %(default)s)")
     parser.add_argument("--epochs", type=positive(int), help="passes over the drawn pictures")
+    parser.add_argument("--ui", action="store_true", help="then serve the model: a page that looks at your pictures")
     parser.set_defaults(function=run)
 
 
@@ -27,5 +30,14 @@ def run(options: argparse.Namespace) -> int:
     """Train, evaluate and show."""
     from rfdetr.demo import run_demo
 
+    if options.ui:
+        # What is missing shows before the training.
+        require("starlette")
+        require("uvicorn")
     run_demo(options.output, weights=options.weights, epochs=options.epochs, task=options.task)
+    if options.ui:
+        from rfdetr.loading import load
+        from rfdetr.serve.server import serve
+
+        serve(load(Path(options.output) / "run" / "checkpoint_best_total.pth"), f"demo ({options.task})", port=0)
     return 0

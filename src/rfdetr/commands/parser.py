@@ -100,7 +100,7 @@ def add_data(parser: argparse.ArgumentParser) -> None:
 
 
 # What is no setting of a command.
-_CONTROL = ("command", "function", "settings", "config", "print_config", "help_all")
+_CONTROL = ("command", "dataset_option", "function", "settings", "config", "print_config", "help_all")
 
 
 def add_config(parser: argparse._ActionsContainer) -> None:

@@ -13,6 +13,7 @@ from time import perf_counter
 from typing import Any
 
 from rfdetr.commands.parser import add_config
+from rfdetr.inference.objects import to_objects
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -128,20 +129,5 @@ def _to_text(found: Any, seconds: float, batch_size: int) -> str:
 
 def _to_json(found: Any) -> str:
     """The line of one picture: where it is from, and the objects with boxes in pixels, best first."""
-    result = found.result
-    has_points = "xyxy" in result.data
-    boxes = result.data["xyxy"] if has_points else result.xyxy
-    scores = result.detection_confidence if has_points else result.confidence
-    columns: dict[str, Any] = {
-        "class_id": result.class_id.tolist(),
-        "class_name": list(result.data["class_name"]),
-        "confidence": scores.tolist(),
-        "box": boxes.tolist(),
-    }
-    if has_points:
-        triples = zip(result.xy.tolist(), result.keypoint_confidence.tolist(), strict=True)
-        columns["keypoints"] = [[[*xy, score] for xy, score in zip(*one, strict=True)] for one in triples]
-    if "rle" in result.data:
-        columns["mask"] = list(result.data["rle"])
-    objects = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    objects = to_objects(found.result)
     return json.dumps({"name": found.name, "index": found.index, "seconds": found.seconds, "detections": objects})

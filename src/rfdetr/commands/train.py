@@ -32,6 +32,8 @@ def add_options(parser: argparse.ArgumentParser, everything: bool = False) -> No
     parser.add_argument(
         "dataset_dir", metavar="DATASET", nargs="*", help="folder or data.yaml; several are joined by class name"
     )
+    # Its name in Python.
+    parser.add_argument("--dataset-dir", dest="dataset_option", metavar="DATASET", nargs="+", help=argparse.SUPPRESS)
     parser.add_argument(
         "--model", metavar="SIZE|FILE", help="size (nano, seg-nano, ...) or checkpoint to start from (default: nano)"
     )
@@ -108,7 +110,7 @@ def _split(options: argparse.Namespace) -> tuple[str, dict[str, Any], dict[str, 
     name = given["model"] or (resumed if isinstance(resumed, str) else "nano")
     of_model = {key: given[key] for key in ModelConfig.model_fields if key in given}
     of_run = {key: given[key] for key in RUN.model_fields if key in given and key not in SHARED}
-    datasets = of_run.pop("dataset_dir")
+    datasets = of_run.pop("dataset_dir") or given.get("dataset_option")
     if datasets:
         of_run["dataset_dir"] = datasets[0] if isinstance(datasets, list) and len(datasets) == 1 else datasets
     elif "train" not in of_run:

@@ -311,6 +311,11 @@ def picture_size(path: Path | BinaryIO) -> tuple[int, int] | None:
         return None
 
 
+def may_leave(name: str) -> bool:
+    """Whether a name could lead out of the folder it is relative to, on some system; most names cannot."""
+    return ".." in name or name[0] in "/\\" or name[1:2] == ":"
+
+
 def is_inside(path: Path, folder: Path) -> bool:
     """Whether a path stays in a folder by its spelling; links are taken by their name, not by where they lead."""
     return Path(os.path.normpath(path.absolute())).is_relative_to(os.path.normpath(folder.absolute()))

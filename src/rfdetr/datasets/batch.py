@@ -16,16 +16,20 @@ Sample = tuple[np.ndarray, dict[str, np.ndarray]]
 
 @dataclass
 class NestedTensor:
-    """Pictures (B, C, H, W) and their padding mask (B, H, W), True on padding; None when nothing is padded."""
+    """Pictures (B, C, H, W) and their padding mask (B, H, W), True on padding; None when nothing is padded.
+
+    Pictures are uint8, or float in 0..1, unless `is_normalised`.
+    """
 
     tensors: Tensor
     mask: Tensor | None
+    is_normalised: bool = False
 
     def __len__(self) -> int:
         return len(self.tensors)
 
     def __getitem__(self, part: slice) -> NestedTensor:
-        return NestedTensor(self.tensors[part], None if self.mask is None else self.mask[part])
+        return self._with(self.tensors[part], None if self.mask is None else self.mask[part])
 
     def decompose(self) -> tuple[Tensor, Tensor | None]:
         """The two tensors."""
@@ -34,11 +38,14 @@ class NestedTensor:
     def to(self, device: torch.device | str, non_blocking: bool = False) -> NestedTensor:
         """The same batch on another device."""
         mask = None if self.mask is None else self.mask.to(device, non_blocking=non_blocking)
-        return NestedTensor(self.tensors.to(device, non_blocking=non_blocking), mask)
+        return self._with(self.tensors.to(device, non_blocking=non_blocking), mask)
 
     def pin_memory(self) -> NestedTensor:
         """The same batch in page-locked memory."""
-        return NestedTensor(self.tensors.pin_memory(), None if self.mask is None else self.mask.pin_memory())
+        return self._with(self.tensors.pin_memory(), None if self.mask is None else self.mask.pin_memory())
+
+    def _with(self, tensors: Tensor, mask: Tensor | None) -> NestedTensor:
+        return NestedTensor(tensors, mask, self.is_normalised)
 
 
 Batch = tuple[NestedTensor, list[dict[str, Any]]]

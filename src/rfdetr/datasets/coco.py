@@ -20,6 +20,7 @@ from rfdetr.datasets.annotations import (
     exists,
     has_extent,
     is_inside,
+    may_leave,
     missing_pictures,
     pack_names,
     picture_size,
@@ -188,16 +189,15 @@ def _check_pictures(columns: Columns, given: Any, image_root: Path, data_root: P
     for row, name in enumerate(columns.names):
         if not isinstance(name, str) or not name or "\0" in name:
             raise ValueError(f"{file}: image id {ids.of(row)} has file_name {name!r}; it has to name the picture file")
-        may_leave = ".." in name or name[0] in "/\\" or name[1:2] == ":"
-        if may_leave and not is_inside(image_root / name, data_root):
+        if may_leave(name) and not is_inside(image_root / name, data_root):
             raise ValueError(
-                f"{file}: file_name '{name}' leads out of the data set folder {data_root}; move the file in"
+                f"{file}: file_name '{name}' leads out of the data set folder {data_root} (image id {ids.of(row)}); "
+                "move the file in, or put a link to it there"
             )
     missing = np.array(missing_pictures(image_root, columns.names), np.int64)
     faults.found(
         missing,
         "missing pictures",
-        lambda row: str(image_root / columns.names[row]),
         lambda row: (
             f"{len(missing)} of {len(ids)} pictures are missing, the first is {image_root / columns.names[row]}; "
             "add the files or remove their entries"
@@ -273,9 +273,9 @@ def _sound(
     bad_boxes = rows[~(np.abs(boxes) < FARTHEST_PX).all(1)]
     bad_areas = rows[np.isin(rows, list(columns.bad_areas))]
     bad = (
-        faults.found(unknown, "annotations of unknown categories", columns.where, no_class),
-        faults.found(bad_boxes, "annotations without a usable bbox", columns.where, no_box),
-        faults.found(bad_areas, "annotations whose area is no number", columns.where, no_area),
+        faults.found(unknown, "annotations of unknown categories", no_class),
+        faults.found(bad_boxes, "annotations without a usable bbox", no_box),
+        faults.found(bad_areas, "annotations whose area is no number", no_area),
     )
     return np.setdiff1d(rows, np.concatenate(bad))
 
@@ -317,3 +317,12 @@ def _outside(boxes_xyxy: np.ndarray, image_index: np.ndarray, lengths: np.ndarra
         # A damaged picture is reported when it is decoded.
         lengths[index] = (sizes(index) or (np.inf, np.inf))[::-1]
     return outside | (boxes_xyxy[:, :2] >= lengths[image_index]).any(1)
+
+
+def __getattr__(name: str) -> object:
+    """Names that older scripts import from here."""
+    if name != "compute_multi_scale_scales":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from rfdetr.datasets import older
+
+    return getattr(older, name)

@@ -98,7 +98,7 @@ class Segmentations:
             reason = f" ({self.unreadable[row]})" if row in self.unreadable else ""
             return f"{where(row)} has a segmentation {what(row)}{reason}; {OUTLINE}"
 
-        faults.found(rows[bad], "objects with a segmentation that cannot be used", where, message)
+        faults.found(rows[bad], "objects with a segmentation that cannot be used", message)
         return bad
 
     def _all(self, lengths: np.ndarray, row_rings: np.ndarray, numbers: np.ndarray) -> Outlines:
@@ -184,5 +184,5 @@ class Keypoints:
                 f"numbers in one flat list, {count} times x, y and visibility 0, 1 or 2"
             )
 
-        faults.found(rows[~usable], "objects with keypoints that cannot be used", where, message)
+        faults.found(rows[~usable], "objects with keypoints that cannot be used", message)
         return keypoints, usable

@@ -27,7 +27,6 @@ class Faults:
         self,
         rows: np.ndarray,
         kind: str,
-        example: Callable[[int], str],
         message: Callable[[int], str],
         error: type[Exception] = ValueError,
     ) -> np.ndarray:
@@ -40,5 +39,5 @@ class Faults:
             first = int(rows[0])
             if not self.lenient:
                 raise error(f"{self.source}: {message(first)}")
-            self.repairs.append(Repair(f"{kind}, left out", len(rows), example(first), fatal=True))
+            self.repairs.append(Repair(f"{kind}, left out", len(rows), message(first), fatal=True))
         return rows

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from rfdetr.datasets.annotations import AnnotationSet, Categories, Shards
+from rfdetr.datasets.annotations import AnnotationSet, Categories, Shards, may_leave
 from rfdetr.datasets.coco import build, check_ids
 from rfdetr.datasets.coco_columns import Columns
 from rfdetr.datasets.faults import Faults
@@ -48,8 +48,12 @@ def read_shards(
             objects = sample.get("annotations") or []
             image_id = sample.get("image_id", row)
             name = sample.get("file_name")
-            name = f"{file.name}/{name if isinstance(name, str) and name else key}"
-            columns.add_picture(row, {**sample, "id": image_id, "file_name": name})
+            name = name if isinstance(name, str) and name else key
+            if may_leave(name) or "\0" in name:
+                raise ValueError(
+                    f"{file}: image id {image_id!r} has the name {name!r}, which leads out of a folder; rename it"
+                )
+            columns.add_picture(row, {**sample, "id": image_id, "file_name": f"{file.name}/{name}"})
             for position, entry in enumerate(objects, start=len(columns.ids)):
                 columns.add_object(position, {**entry, "image_id": image_id} if type(entry) is dict else entry)
             number.append(shard)
@@ -80,12 +84,15 @@ def _read_index(file: Path) -> dict[str, Any]:
 def _samples(file: Path) -> Iterator[tuple[str, tarfile.TarInfo, dict[str, Any]]]:
     """Name, picture and description of every sample of a shard; only headers and descriptions are read."""
     try:
+        size = file.stat().st_size
         with tarfile.open(file, "r:") as tar:  # not compressed: pictures are read from their place
             held: dict[str, tarfile.TarInfo] = {}
             for member in tar:
                 key, _, suffix = member.name.rpartition(".")
-                if not member.isfile():
+                if not member.isfile():  # links, folders and devices are no pictures
                     continue
+                if member.offset_data + member.size > size:
+                    raise ValueError(f"{member.name} is said to have {member.size} bytes, more than the file")
                 other = held.pop(key, None)
                 if other is None:
                     held[key] = member
@@ -100,5 +107,5 @@ def _samples(file: Path) -> Iterator[tuple[str, tarfile.TarInfo, dict[str, Any]]
                 raise ValueError(f"{next(iter(held.values())).name} has no partner; pictures and .json come in pairs")
     except FileNotFoundError:
         raise FileNotFoundError(f"{file}: the shard does not exist") from None
-    except (tarfile.TarError, EOFError, ValueError, RecursionError) as error:
+    except (tarfile.TarError, EOFError, ValueError, RecursionError, OverflowError, MemoryError) as error:
         raise ValueError(f"{file} is damaged or no tar file of pictures: {error}") from None

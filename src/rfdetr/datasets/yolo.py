@@ -116,14 +116,28 @@ def read_yolo(
     )
 
 
+def _parse(text: str) -> Any:
+    """The content of a YAML text of plain values. A few lines of lists that repeat each other could fill the memory."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            anchor = self.peek_event().anchor if self.check_event(yaml.AliasEvent) else None
+            if isinstance(self.anchors.get(anchor), yaml.CollectionNode):
+                raise yaml.YAMLError(f"*{anchor} repeats a list or mapping; write it out")
+            return super().compose_node(parent, index)
+
+    return Loader(text).get_single_data()
+
+
 def _load_yaml(file: Path) -> dict[str, Any]:
     import yaml
 
     text = read_text(file)
     try:
-        settings = yaml.safe_load(text)
+        settings = _parse(text)
     except yaml.YAMLError as error:
-        raise ValueError(f"{file} is not valid YAML: {error}") from None
+        raise ValueError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from None
     except Exception as error:  # PyYAML lets through whatever a value like a wrong date raises in its constructor
         raise ValueError(f"{file} holds a value that cannot be read: {error}") from None
     if not isinstance(settings, dict):
@@ -252,7 +266,6 @@ def _present(pairs: list[tuple[str, str]], root: Path, faults: Faults) -> list[t
     faults.found(
         np.array(missing, np.int64),
         "missing pictures",
-        lambda row: pairs[row][0],
         lambda row: (
             f"{len(missing)} of {len(pairs)} pictures are missing, the first is {pairs[row][0]}; "
             "add the files or remove their entries"

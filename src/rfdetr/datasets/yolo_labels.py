@@ -72,7 +72,11 @@ class LabelRows:
         is_box = len(fields) in (5, self.pose_fields)
         if not is_box and (self.shape or len(fields) < 7 or len(fields) % 2 == 0):
             raise ValueError(f"{len(fields)} fields; {self._allowed()}")
-        numbers = [float(field) for field in fields]
+        try:
+            numbers = [float(field) for field in fields]
+        except ValueError:
+            wrong = next(field for field in fields if not _is_number(field))
+            raise ValueError(f"{wrong!r} is no number; {self._allowed()}, all of them numbers") from None
         label, coordinates = numbers[0], numbers[1:5] if is_box else numbers[1:]
         if not label.is_integer() or not 0 <= label < self.num_classes:
             raise ValueError(f"class {fields[0]}; classes are whole numbers from 0 to {self.num_classes - 1}")
@@ -126,3 +130,11 @@ def read_text(file: Path) -> str:
         return file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{file} is not a text in UTF-8: {error}") from None
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

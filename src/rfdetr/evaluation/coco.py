@@ -221,6 +221,11 @@ class CocoEvaluator:
             plain_iou=np.ascontiguousarray(pairs["plain_iou"]),
         )
 
+    @property
+    def coco_eval(self) -> dict[str, CocoResult]:
+        """The numbers where older scripts look for them, `coco_eval["bbox"].stats`."""
+        return {"bbox": self.summarize()}
+
     def summarize(self) -> CocoResult:
         """Match and accumulate everything added so far."""
         limits = [min(1, self.max_dets), min(10, self.max_dets), self.max_dets]

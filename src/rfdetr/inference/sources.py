@@ -121,9 +121,9 @@ def _open_text(text: str, stride: int) -> Source:
     lowered, path = text.lower(), Path(text).expanduser()
     suffix = Path(urlsplit(text).path).suffix.lower() if lowered.startswith(WEB) else path.suffix.lower()
     if lowered.startswith(LIVE):
-        return _open_video(text, stride, is_live=True)
+        return open_video(text, stride, is_live=True)
     if lowered.startswith(WEB):
-        return _open_video(text, stride) if suffix in VIDEO_SUFFIXES else _of_list(text, [text], stride)
+        return open_video(text, stride) if suffix in VIDEO_SUFFIXES else _of_list(text, [text], stride)
     if path.is_dir():
         return _of_list(text, _pictures_of(path.iterdir(), f"the folder {text}"), stride)
     if path.is_file():
@@ -139,7 +139,7 @@ def _open_text(text: str, stride: int) -> Source:
 def _open_file(path: Path, suffix: str, stride: int) -> Source:
     if suffix in VIDEO_SUFFIXES:
         # Without the scheme, a colon in the name would end one.
-        return _open_video(f"file:{path}", stride, name=str(path))
+        return open_video(f"file:{path}", stride, name=str(path))
     if suffix == ".txt":
         return _of_list(str(path), _paths_in(path), stride)
     if suffix not in PICTURE_SUFFIXES:
@@ -200,7 +200,7 @@ def _open_camera(number: int, stride: int) -> Source:
         address, system = str(number), "avfoundation"
     else:
         address, system = _windows_camera(number), "dshow"
-    return _open_video(address, stride, name=f"camera {number}", is_live=True, format=system)
+    return open_video(address, stride, name=f"camera {number}", is_live=True, format=system)
 
 
 def _windows_camera(number: int) -> str:
@@ -212,7 +212,7 @@ def _windows_camera(number: int) -> str:
     return f"video={cameras[number]}"
 
 
-def _open_video(address: str, stride: int, name: str | None = None, is_live: bool = False, **how: Any) -> Source:
+def open_video(address: str, stride: int, name: str | None = None, is_live: bool = False, **how: Any) -> Source:
     """A video file or stream; `how` goes to `av.open`."""
     av = require("av")
     # An address may hold a password.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor, nn
 
-from rfdetr.models.backbone import Encoder
+from rfdetr.models.backbone import Backbone, Encoder
 from rfdetr.models.backward import through_few
 from rfdetr.models.boxes import refine
 from rfdetr.models.heads import MLP
@@ -13,6 +15,14 @@ from rfdetr.models.keypoint_network import KeypointNetwork
 from rfdetr.models.projector import Projector, to_memory
 from rfdetr.models.segmentation import MaskHead
 from rfdetr.models.transformer import Decoder, Proposals, Proposed, Shapes, by_image, padding_of
+
+
+class Batch(Protocol):
+    """Pictures with a mask that is True on their padding (`rfdetr.datasets.batch.NestedTensor`)."""
+
+    def decompose(self) -> tuple[Tensor, Tensor | None]:
+        """The two."""
+        ...
 
 
 class Detector(nn.Module):
@@ -52,13 +62,34 @@ class Detector(nn.Module):
         self.mask_head = mask_head
         self.keypoints = keypoints
 
+    @property
+    def backbone(self) -> tuple[Backbone]:
+        """The encoder by its older path, `backbone[0].encoder`."""
+        return (Backbone(self.encoder),)
+
+    def reinitialize_detection_head(self, num_classes: int) -> None:
+        """Give the class heads `num_classes` rows, one more than there are classes: old rows are cut or repeated."""
+        from rfdetr.models.refit import resize_class_heads
+
+        resize_class_heads(self, num_classes)
+
+    def export(self) -> None:
+        """What older scripts call before they trace the network, which needs no more than evaluation mode."""
+        self.eval()
+
     def forward(
-        self, images: Tensor, mask: Tensor | None = None, *, last_only: bool = False, whole_masks: bool | None = None
+        self,
+        images: Tensor | Batch,
+        mask: Tensor | None = None,
+        *,
+        last_only: bool = False,
+        whole_masks: bool | None = None,
     ) -> dict:
         """Detect objects.
 
         Args:
-            images: (B, 3, H, W) float, normalised; H and W multiples of patch size x windows.
+            images: (B, 3, H, W) float, normalised; H and W multiples of patch size x windows. Or a batch that brings
+                its mask, as older scripts make it.
             mask: (B, H, W) bool, True on padding; None when no image is padded.
             last_only: leave out `aux_outputs` and `enc_outputs`, which only losses need.
             whole_masks: logits of masks instead of their factors; None gives them outside of training.
@@ -69,6 +100,8 @@ class Detector(nn.Module):
             earlier layers) and `enc_outputs` (the same for the start boxes). In training mode Q counts the queries of
             all groups, group 0 first.
         """
+        if not isinstance(images, Tensor):
+            images, mask = images.decompose()
         groups = self.groups if self.training else 1
         encoded = self.encoder(images)
         maps = self.projector(encoded)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import warnings
 from dataclasses import dataclass
@@ -64,6 +65,7 @@ def prepare(config: TrainConfig, model: ModelConfig, processes: Processes, resol
         FileNotFoundError, ValueError: what is wrong, by name.
     """
     check_agreement(config, model)
+    _check_output(Path(config.output_dir))
     require_services(config)
     plain(config.record(), "TrainConfig")
     source = source_of(config, model)
@@ -99,6 +101,15 @@ def prepare(config: TrainConfig, model: ModelConfig, processes: Processes, resol
     Path(config.output_dir).mkdir(parents=True, exist_ok=True)
     seed = processes.share(secrets.randbelow(2**31) if config.seed is None else config.seed)
     return Job(train, valid, test, names, seed, checkpoint, report)
+
+
+def _check_output(folder: Path) -> None:
+    """OSError if a run could not write there; it is created later, when nothing else is wrong."""
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.is_dir():
+        raise NotADirectoryError(f"output_dir={folder}: {there} is a file; give a folder")
+    if not os.access(there, os.W_OK):
+        raise PermissionError(f"output_dir={folder}: {there} cannot be written to; give another folder")
 
 
 def _check_data(

@@ -158,7 +158,8 @@ class Runtime:
         """A batch on the device, normalised; padding is zero, targets are tensors."""
         samples, targets = batch
         samples = samples.to(self.device, non_blocking=True)
-        samples.tensors = normalise(samples.tensors)
+        if not samples.is_normalised:
+            samples.tensors, samples.is_normalised = normalise(samples.tensors), True
         if samples.mask is not None:
             samples.tensors = samples.tensors.masked_fill(samples.mask.unsqueeze(1), 0.0)
         moved = [

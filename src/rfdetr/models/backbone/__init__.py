@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -107,6 +108,16 @@ class Encoder(nn.Module):
         self.norm = nn.LayerNorm(dim, EPS)
         self._resized: tuple[object, Tensor] | None = None
 
+    @property
+    def encoder(self) -> Encoder:
+        """Itself: what older scripts find one level deeper."""
+        return self
+
+    @property
+    def _out_feature_channels(self) -> list[int]:
+        """Width of each map, by its older name."""
+        return [self.norm.normalized_shape[0]] * len(self.taps)
+
     def positions_of(self, height: int, width: int) -> Tensor:
         """The position table at the size of a grid, (1, 1 + height * width, D); it is kept where nothing learns."""
         if torch.is_grad_enabled():
@@ -174,3 +185,10 @@ class Encoder(nn.Module):
 
     def _to_map(self, tokens: Tensor, height: int, width: int) -> Tensor:
         return join_windows(self.norm(tokens)[:, 1:], self.num_windows, height, width).permute(0, 3, 1, 2)
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """The encoder one level higher, where older scripts look for it."""
+
+    encoder: Encoder

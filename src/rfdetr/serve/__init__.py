@@ -1,0 +1,1 @@
+"""A web page and an HTTP endpoint for one model: `rfdetr serve`."""
