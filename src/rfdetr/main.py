@@ -16,7 +16,7 @@ import torch
 from rfdetr.assets.coco_classes import COCO_CLASS_NAMES, COCO_CLASSES
 from rfdetr.checkpoints import identify, load
 from rfdetr.checkpoints.download import BASE_URL, PUBLISHED, find_weights, require_weights
-from rfdetr.checkpoints.names import rename_published, to_internal
+from rfdetr.checkpoints.names import to_internal
 from rfdetr.config import ModelConfig, SegmentationTrainConfig, TrainConfig, train_config_class
 from rfdetr.labels import Labels
 from rfdetr.log import logger
@@ -81,7 +81,6 @@ class Model:
             self._name_classes([], 0)
         else:
             self._load(find_weights(self.config.pretrain_weights))
-        self.model.register_load_state_dict_pre_hook(rename_published)
         self.model.encoder.freeze(self.config.freeze_encoder)
         self.postprocess = build_postprocess(self.config)
 

@@ -44,6 +44,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.filterwarnings("ignore:TensorBoard is not installed")
 @pytest.mark.filterwarnings("ignore:this CPU is slower in")
 @pytest.mark.filterwarnings("ignore:the evaluation of 4 keypoints takes 0.05")
+@pytest.mark.filterwarnings("ignore:skip_best_epochs=10 leaves none")
 @pytest.mark.parametrize("code", BLOCKS)
 def test_the_code_of_the_documents_runs(
     code: str, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

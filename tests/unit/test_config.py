@@ -74,7 +74,7 @@ def test_every_detection_size_is_documented():
     ("make", "given", "message"),
     [
         (RFDETRNanoConfig, {"resolutoin": 384}, "no option 'resolutoin' \\(did you mean 'resolution'\\?\\)"),
-        (RFDETRNanoConfig, {"pretrained_weights": None}, "did you mean 'pretrain_weights'"),
+        (RFDETRNanoConfig, {"pretrained_weights": "mine.pth"}, "did you mean 'pretrain_weights'"),
         (RFDETRNanoConfig, {"zzz": 1, "num_clases": 2}, "'zzz', 'num_clases' \\(did you mean 'num_classes'\\?\\)"),
         (RFDETRNanoConfig, {"zzz": 1}, "The options are: .*dec_layers, .*resolution"),
         (TrainConfig, {"dataset_dir": ".", "epoch": 3}, "did you mean 'epochs'"),

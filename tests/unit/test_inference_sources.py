@@ -51,8 +51,8 @@ def pictures(tmp_path: Path) -> Path:
 
 
 def test_importing_loads_neither_torch_nor_av_nor_supervision() -> None:
-    code = "import sys; from rfdetr.inference import {}; print({{'torch', 'av', 'supervision'}} & set(sys.modules))"
-    for name in ("sources", "stream, draw, command"):
+    code = "import sys; from rfdetr{}; print({{'torch', 'av', 'supervision'}} & set(sys.modules))"
+    for name in (".inference import sources", ".inference import stream, draw, objects", ".commands import predict"):
         done = subprocess.run([sys.executable, "-c", code.format(name)], capture_output=True, text=True)
         assert (done.stdout, done.stderr) == ("set()\n", "")
 

@@ -10,10 +10,8 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Mapping
-from typing import Any
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 _ENCODER = "backbone.0.encoder.encoder"
 _BLOCK = f"{_ENCODER}.encoder.layer.{{i}}"
@@ -236,11 +234,8 @@ def _is_stacked(internal: str) -> bool:
     return row is not None and row[2]
 
 
-def rename_published(_module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    """Lets `load_state_dict` take tensors by their published names: what scripts read out of a checkpoint file.
-
-    A hook of `torch.nn.Module.register_load_state_dict_pre_hook`; the state is changed in place.
-    """
+def rename_published(state: dict[str, Tensor], prefix: str) -> None:
+    """Give tensors below a prefix our names, in place, if they have the published ones."""
     if not any(name.startswith(f"{prefix}backbone.0.") for name in state):
         return
     internal, unknown = to_internal({name.removeprefix(prefix): tensor for name, tensor in state.items()})

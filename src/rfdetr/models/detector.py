@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -72,6 +72,13 @@ class Detector(nn.Module):
         from rfdetr.models.refit import resize_class_heads
 
         resize_class_heads(self, num_classes)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+        # Scripts give what they read out of a checkpoint file, which has the published names.
+        from rfdetr.checkpoints.names import rename_published
+
+        rename_published(state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def export(self) -> None:
         """What older scripts call before they trace the network, which needs no more than evaluation mode."""

@@ -43,7 +43,7 @@ def serve(
         own, port = listener.getsockname()[:2]
         address = ipaddress.ip_address(own)
         shown = "localhost" if address.is_unspecified else f"[{own}]" if address.version == 6 else own
-        hosts = LOOPBACK | {host.lower(), shown} if address.is_loopback else None
+        hosts = {*LOOPBACK, host.lower(), shown} if address.is_loopback else None
         app = create_app(model, name, max_upload_mb, hosts=hosts)
         if not address.is_loopback:
             print(f"rfdetr: warning: everybody on the network can reach this server ({host})", file=sys.stderr)
