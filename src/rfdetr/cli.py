@@ -79,7 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UsageError as error:
         print(f"rfdetr: error: {error}", file=sys.stderr)
         return 2
-    except (ValueError, OSError, ImportError, NotImplementedError) as error:
+    # RuntimeError is what PyTorch raises when memory runs out, and NotImplementedError is one.
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
         print(f"rfdetr: error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -124,6 +124,8 @@ def run_demo(output: str | Path, weights: str | None = None, epochs: int | None 
         num_workers=0,
         **options,
     )
+    if model.model.ended_by is not None:
+        raise KeyboardInterrupt
     saved = folder / "run" / "checkpoint_best_total.pth"
     print(f"demo: loading {saved} and judging it on the pictures it has never seen")
     loaded = from_checkpoint(saved)

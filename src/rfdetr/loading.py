@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from rfdetr.detr import RFDETR
     from rfdetr.export.predictor import ExportedModel
 
+# The weights in a folder of `save_pretrained`.
+PRETRAINED = "model.safetensors"
 # Suffixes of files with weights.
 CHECKPOINTS = (".pth", ".pt", ".ckpt", ".safetensors")
 
@@ -28,19 +30,25 @@ def load(path: str | Path, **options: Any) -> RFDETR | ExportedModel:
         ImportError: the file's runtime is not installed; the message has the pip command.
         TypeError, ValueError: no such option, no kind of file that is known, or a file of something else.
     """
-    path = Path(path).expanduser()
-    if path.suffix in SUFFIXES:
+    path = model_file(path)
+    if path.suffix.lower() in SUFFIXES:
         from rfdetr.export.predictor import ExportedModel
 
         if unknown := [name for name in options if name not in ("device", "threads")]:
             raise TypeError(f"{path.name} is an exported file; it takes device and threads, not {', '.join(unknown)}")
         return ExportedModel(path, **options)
-    if path.suffix not in CHECKPOINTS:
+    if path.suffix.lower() not in CHECKPOINTS:
         known = ", ".join((*CHECKPOINTS, *SUFFIXES))
         raise ValueError(f"{path}: the suffix {path.suffix!r} is of no model file; known are {known}")
     from rfdetr.detr import from_checkpoint
 
     return from_checkpoint(path, **options)
+
+
+def model_file(path: str | Path) -> Path:
+    """The path with `~` replaced; of a folder that `save_pretrained` wrote the weights in it."""
+    path = Path(path).expanduser()
+    return path / PRETRAINED if (path / PRETRAINED).is_file() else path
 
 
 def open_model(name: str, **options: Any) -> RFDETR | ExportedModel:

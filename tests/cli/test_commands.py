@@ -17,7 +17,7 @@ from tests.tiny import tiny_data
 
 import rfdetr
 from rfdetr import cli, detr
-from rfdetr.commands.generated import accepted, to_value
+from rfdetr.commands.values import accepted, to_value
 from rfdetr.config import ModelConfig, SegmentationTrainConfig
 
 # What makes a training run of seconds; also a file that people write.
@@ -121,6 +121,7 @@ def test_every_option_of_model_and_run_is_an_option_of_train(capsys: pytest.Capt
         ("devices", "auto", "auto"),
         ("class_names", "cat,dog", ["cat", "dog"]),
         ("class_names", "cat", ["cat"]),
+        ("class_names", "1,true", ["1", "true"]),
         ("keypoint_oks_sigmas", "0.1,0.2", [0.1, 0.2]),
         ("aug_config", '{"HorizontalFlip": {"p": 0.5}}', {"HorizontalFlip": {"p": 0.5}}),
         ("aug_config", "aerial", "aerial"),
@@ -150,6 +151,11 @@ def test_a_text_is_the_value_that_it_would_be_in_python(field: str, text: str, v
         (["predict", "x.png", "--threshold", "high"], "number or auto"),
         (["download"], "name what to fetch, or --all"),
         (["evaluate", "w.pth", "data", "--batch-size", "0"], "number above 0"),
+        (["train", ".", "--no-resume", "foo"], "--no-resume takes no value, but 'foo' follows it"),
+        (["predict", "x.png", "--batch-size", "0"], "number above 0"),
+        (["evaluate", "w.pth", "data", "--save-thresholds", "t.safetensors"], "checkpoints end with .pth or .pt"),
+        (["train", ".", "--model", "w.onnx"], "w.onnx is an exported file, which cannot be trained"),
+        (["train", ".", "--config"], "expected one argument"),
         (["completion", "cmd"], "cmd"),
     ],
 )
@@ -167,6 +173,7 @@ def test_what_cannot_be_meant_is_one_line_and_exit_code_2(
         ("- 1", "must hold options by name"),
         ("a: [", "is no YAML"),
         ("epochs: ten", "epochs='ten'"),
+        ("run_test: 3", "run_test=3: it must be true or false"),
         ("!!python/object/apply:os.system [touch x]", "is no YAML"),
     ],
 )
@@ -177,6 +184,56 @@ def test_a_wrong_configuration_file_is_named(
     Path("c.yaml").write_text(text, encoding="utf-8")
     assert said in usage_error(["train", ".", "--config", "c.yaml"], capsys)
     assert not Path("x").exists()
+
+
+# A command line that says something, and what has to come out of a file with the same.
+LINES = {
+    "predict": "predict x.png --model w.pth --save --resolution 480x640 --nms 0.5 --no-show-boxes --json",
+    "evaluate": "evaluate w.pth data more --split val --no-report --class-names 1,b --eval-max-dets 7",
+    "export": "export nano --shape 320 --batch-size 2 --half --format openvino",
+    "check": "check data more --task segment --no-contents --num-queries 5",
+    "pack": "pack data out --max-shard-mb 2.5",
+    "bench": "bench nano --batch 1,2 --backends torch --random",
+}
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_a_printed_configuration_says_what_was_typed(
+    name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    typed = cli.parse(LINES[name].split())
+    assert cli.main([*LINES[name].split(), "--print-config"]) == 0
+    Path("c.yaml").write_text(capsys.readouterr().out, encoding="utf-8")
+    again = cli.parse([name, "--config", "c.yaml"])
+    # Defaults of both too, such as a task that is None.
+    assert vars(again) == {**vars(typed), "config": "c.yaml"}
+
+
+def test_what_is_typed_wins_over_a_file_also_when_it_turns_something_off(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(
+        "json: true\nsave: true\nmodel: 3\nbatch-size: 2\nresolution: 256\nshow_boxes: false", encoding="utf-8"
+    )
+    options = cli.parse(["predict", "x.png", "--config", str(path), "--json=false", "--batch_size", "5"])
+    assert (options.json, options.batch_size, options.save, options.model) == (False, 5, "predictions", "3")
+    assert (options.resolution, options.show_boxes) == ((256, 256), False)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("batch_size: 2.5", "batch_size=2.5: it must be a number above 0"),
+        ("json: 'no'", "json='no': it must be true or false"),
+        ("threshold: high", "threshold='high': it must be a number or auto"),
+    ],
+)
+def test_a_value_in_a_file_is_refused_as_if_it_had_been_typed(
+    text: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(text, encoding="utf-8")
+    assert said in usage_error(["predict", "x.png", "--config", str(path)], capsys)
 
 
 def test_a_run_from_a_file_and_one_from_its_printed_configuration_are_the_same(
@@ -228,11 +285,20 @@ def test_a_run_from_a_file_and_one_from_its_printed_configuration_are_the_same(
     assert "can resume    True" in capsys.readouterr().out
     assert cli.main(["diff", "a/checkpoint_best_total.pth", "b/checkpoint_best_total.pth", "--json"]) == 0
     assert list(json.loads(capsys.readouterr().out)) == ["output_dir"]
+    # What is no class any more: an exported file beside its checkpoint is the same as far as it knows.
+    assert cli.main(["export", "a/checkpoint_best_total.pth", "--output-dir", "exported"]) == 0
+    capsys.readouterr()
+    assert cli.main(["diff", "a/checkpoint_best_total.pth", "exported/inference_model.onnx", "--json"]) == 0
+    assert list(json.loads(capsys.readouterr().out)) == []
     assert cli.main(["diff", "a/checkpoint.pth", "a/checkpoint.pth"]) == 0
     assert capsys.readouterr().out == "no setting differs\n"
     # The model of a run that is gone on with is that of its file.
     assert cli.main(["train", "--config", "printed.yaml", "--output-dir", "a", "--epochs", "2", "--resume"]) == 0
     assert len(Path("a/log.txt").read_text(encoding="utf-8").splitlines()) == 2
+    # What says nothing of the model finds it in the folder.
+    more = ["--output-dir", "a", "--epochs", "3", "--resume", "--no-tensorboard", "--num-workers", "0"]
+    assert cli.main(["train", "dataset", *more, "--no-multi-scale", "--grad-accum-steps", "1", "--no-run-test"]) == 0
+    assert len(Path("a/log.txt").read_text(encoding="utf-8").splitlines()) == 3
 
 
 def test_a_file_where_the_run_should_write_is_named_before_anything_else(
@@ -335,7 +401,8 @@ class Trained(detr.RFDETRBase):
     asked: Any = None
 
     def __init__(self) -> None:
-        """Without a network."""
+        """Without a network, and as if it had been interrupted."""
+        self.model = SimpleNamespace(ended_by=2)
 
     def train(self, **options: Any) -> None:
         """Record it."""
@@ -345,7 +412,7 @@ class Trained(detr.RFDETRBase):
 def test_the_older_command_trains_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(detr, "RFDETRBase", Trained)
     with pytest.warns(FutureWarning, match="rfdetr train DIR --model base"):
-        assert cli.main(["--coco_dir", str(tmp_path)]) == 0
+        assert cli.main(["--coco_dir", str(tmp_path)]) == 130
     assert Trained.asked == {"dataset_dir": str(tmp_path)}
 
 
@@ -373,6 +440,6 @@ def test_the_older_command_fetches_a_data_set(
     monkeypatch.delenv("ROBOFLOW_API_KEY", raising=False)
     project = ["--workspace", "w", "--project_name", "p", "--dataset_version", "3"]
     assert "--api_key" in usage_error(project, capsys).splitlines()[-1]
-    assert cli.main(["--api_key", "k", *project]) == 0
+    assert cli.main(["--api_key", "k", *project]) == 130
     assert asked == ["k", ("workspace", "w"), ("project", "p"), ("version", 3), ("download", "coco")]
     assert Trained.asked == {"dataset_dir": str(tmp_path)}

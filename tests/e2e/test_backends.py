@@ -119,7 +119,7 @@ def test_the_commands_export_and_bench(cache, tmp_path, monkeypatch, capsys):
     assert path == str(Path("output", "inference_model.xml"))
     exported = rfdetr.load(path)
     assert (exported.facts.hw, exported.facts.texts["precision"]) == ((64, 128), "float16")
-    assert cli.main(["bench", path, "--rounds", "2", "--batch", "1", "--json", "-"]) == 0
+    assert cli.main(["bench", path, "--rounds", "2", "--batch", "1", "--json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)["rows"]
     assert (row["runtime"], row["batch"]) == ("openvino", 1)
     Image.fromarray(PICTURE).save("picture.png")

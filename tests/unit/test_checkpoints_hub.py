@@ -155,10 +155,14 @@ def test_a_model_is_pushed_as_the_folder_that_is_saved(tmp_path: Path, monkeypat
             calls.append(("create", repo_id, private, exist_ok))
             return huggingface_hub.RepoUrl("https://huggingface.co/me/mine")
 
+        def file_exists(self, repo_id: str, name: str) -> bool:
+            return (repo_id, name) == ("me/mine", "README.md") and has_card
+
         def upload_folder(self, *, repo_id: str, folder_path: str, **options: Any) -> None:
             calls.append(("upload", repo_id, options))
             calls.append({path.name: path.read_bytes() for path in Path(folder_path).iterdir()})
 
+    has_card = False
     monkeypatch.setattr(huggingface_hub, "HfApi", Api)
     model = tiny_model(num_classes=2)
     address = model.push_to_hub("mine", private=True, token="secret", commit_message="First")
@@ -247,3 +251,13 @@ def test_a_model_that_is_moved_stays_on_its_device(monkeypatch: pytest.MonkeyPat
     model.to(torch.device("cuda"))
     assert [one.type for one in asked] == ["cuda"]
     assert model.model.device.type == "cuda"
+
+
+def test_a_card_that_somebody_has_written_stays(tmp_path: Path) -> None:
+    model = tiny_model(num_classes=2)
+    card = model.save_pretrained(tmp_path) / "README.md"
+    card.write_text("mine", encoding="utf-8")
+    model.save_pretrained(tmp_path)
+    assert card.read_text(encoding="utf-8") == "mine"
+    # The folder is a model like any file.
+    assert rfdetr.load(tmp_path).class_names == model.class_names

@@ -24,7 +24,7 @@ def download_pretrain_weights(pretrain_weights: str, redownload: bool = False, v
     cached.replace(aside)
     try:
         found = find_weights(pretrain_weights)
-    except Exception:
+    except BaseException:
         aside.replace(cached)
         raise
     aside.unlink()

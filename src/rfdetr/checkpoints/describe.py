@@ -18,7 +18,7 @@ def describe(path: Path) -> dict[str, Any]:
     """
     size = sum(file.stat().st_size for file in path.rglob("*")) if path.is_dir() else None
     known = {"file": str(path)}
-    if path.suffix in SUFFIXES:
+    if path.suffix.lower() in SUFFIXES:
         found = _exported(path)
     else:
         found = _checkpoint(read_checkpoint(path))
@@ -29,7 +29,7 @@ def _exported(path: Path) -> dict[str, Any]:
     model: Any = load(path)
     facts = model.facts
     return {
-        "kind": f"export ({SUFFIXES[path.suffix]})",
+        "kind": f"export ({SUFFIXES[path.suffix.lower()]})",
         "class": facts.model_name or None,
         "task": facts.task,
         "input": list(facts.hw),
@@ -74,8 +74,8 @@ def settings_of(path: Path) -> dict[str, Any]:
     Raises:
         FileNotFoundError, ValueError, ImportError: as `rfdetr.load`.
     """
-    if path.suffix in SUFFIXES:
-        return {name: value for name, value in _exported(path).items() if name not in ("parity", "thresholds")}
+    if path.suffix.lower() in SUFFIXES:
+        return _exported_settings(path)
     checkpoint = read_checkpoint(path)
     # What the run left open is what the model says.
     run = {name: value for name, value in checkpoint.args.items() if value is not None}
@@ -83,7 +83,28 @@ def settings_of(path: Path) -> dict[str, Any]:
     return {**tensors, **run, **checkpoint.model_config, "class_names": checkpoint.class_names}
 
 
-def differences(a: dict[str, Any], b: dict[str, Any]) -> dict[str, list[Any]]:
-    """Settings by name with their two values, where these differ; None where a file has none."""
-    names = [*a, *(name for name in b if name not in a)]
-    return {name: [a.get(name), b.get(name)] for name in names if a.get(name) != b.get(name)}
+def _exported_settings(path: Path) -> dict[str, Any]:
+    """What an exported file knows of its model, by the names that checkpoints have for it."""
+    model: Any = load(path)
+    facts = model.facts
+    return {
+        "model_name": facts.model_name,
+        "segmentation_head": facts.task == "segment",
+        "use_grouppose_keypoints": facts.task == "keypoints",
+        "resolution": facts.hw[0] if facts.hw[0] == facts.hw[1] else list(facts.hw),
+        "num_select": facts.num_select,
+        "num_keypoints_per_class": list(facts.schema),
+        "class_names": list(facts.labels.class_names),
+    }
+
+
+def differences(a: Path, b: Path) -> dict[str, list[Any]]:
+    """Settings by name with their two values, where these differ; None where a checkpoint has none.
+
+    Beside an exported file only what it knows is compared.
+    """
+    one, other = settings_of(a), settings_of(b)
+    names = [*one, *(name for name in other if name not in one)]
+    if any(path.suffix.lower() in SUFFIXES for path in (a, b)):
+        names = [name for name in names if name in one and name in other]
+    return {name: [one.get(name), other.get(name)] for name in names if one.get(name) != other.get(name)}

@@ -13,18 +13,19 @@ from typing import TYPE_CHECKING, Any
 from rfdetr.checkpoints.replacing import replacing
 from rfdetr.checkpoints.save import description, published_weights
 from rfdetr.extras import require
+from rfdetr.loading import PRETRAINED
 from rfdetr.models.lora import merged_state
 
 if TYPE_CHECKING:
     from rfdetr.main import Model
 
-WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+WEIGHTS, CONFIG, CARD = PRETRAINED, "config.json", "README.md"
 # What the metadata of a safetensors file call what it holds.
 ABOUT = "rfdetr"
 
 
 def save_pretrained(model: Model, folder: str | Path) -> Path:
-    """Write the files, and return the folder; those of an earlier save are replaced.
+    """Write the files, and return the folder; those of an earlier save are replaced, but for a card that is there.
 
     Raises:
         FileExistsError: the folder has one of the files, but not of an earlier save.
@@ -43,8 +44,8 @@ def save_pretrained(model: Model, folder: str | Path) -> Path:
         handle.write(data)
     with replacing(folder / CONFIG, "w") as handle:
         json.dump({"library_name": "rfdetr", **about}, handle, indent=1)
-    with replacing(folder / CARD, "w") as handle:
-        handle.write(_card(about))
+    if not (folder / CARD).exists():
+        (folder / CARD).write_text(_card(about), encoding="utf-8")
     return folder
 
 
@@ -104,6 +105,9 @@ def push_to_hub(model: Model, repo_id: str, *, private: bool | None = None, **op
     with tempfile.TemporaryDirectory() as folder:
         save_pretrained(model, folder)
         repository = api.create_repo(repo_id, private=private, exist_ok=True)
+        if api.file_exists(repository.repo_id, CARD):
+            # Somebody may have written it by hand.
+            (Path(folder) / CARD).unlink()
         api.upload_folder(repo_id=repository.repo_id, folder_path=folder, **options)
     return str(repository)
 

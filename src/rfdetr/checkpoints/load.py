@@ -113,7 +113,7 @@ def read_file(path: Path, trust: bool = False) -> dict[str, Any]:
     if not path.is_file():
         why = "that is a folder; give the file" if path.is_dir() else "there is no such file"
         raise FileNotFoundError(f"checkpoint {path}: {why}")
-    if path.suffix == ".safetensors":
+    if path.suffix.lower() == ".safetensors":
         from rfdetr.checkpoints.hub import read_safetensors
 
         return read_safetensors(path)

@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rfdetr.commands.parser import add_config, add_data, positive
+from rfdetr.commands.parser import add_config, add_data
+from rfdetr.commands.values import add_number, add_switch
 
 TASKS = ("detect", "segment", "keypoints")
 
@@ -20,15 +21,11 @@ def add_check(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--task", choices=TASKS, help="what the data is for (default: boxes are checked; --fix writes all there is)"
     )
-    parser.add_argument(
-        "--resolution", type=positive(int), default=384, help="side of the network input (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--num-queries", type=positive(int), default=300, help="objects a model can find (default: %(default)s)"
-    )
-    parser.add_argument("--decode", action="store_true", help="decode every picture, which finds damaged ones")
-    parser.add_argument("--no-contents", action="store_true", help="do not look for equal pictures, which reads them")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_number(parser, "resolution", "side of the network input", default=384)
+    add_number(parser, "num-queries", "objects a model can find", default=300)
+    add_switch(parser, "decode", "decode every picture, which finds damaged ones")
+    add_switch(parser, "contents", "look for equal pictures, which reads them (default: on)", default=True)
+    add_switch(parser, "json", "print JSON")
     parser.add_argument("--fix", metavar="OUT", help="write the data set, without what is wrong in it, to a new folder")
     add_config(parser)
     parser.set_defaults(function=run_check)
@@ -40,7 +37,7 @@ def run_check(options: argparse.Namespace) -> int:
 
     source = _source(options)
     settings = {"resolution": options.resolution, "num_queries": options.num_queries}
-    examined = examine(source, contents=not options.no_contents, decode=options.decode, **settings)
+    examined = examine(source, contents=options.contents, decode=options.decode, **settings)
     print(json.dumps(examined.report.as_dict(), indent=1) if options.json else examined.report.text())
     if options.fix:
         _fix(source, Path(options.fix).expanduser(), options.task)
@@ -75,9 +72,7 @@ def add_pack(parser: argparse.ArgumentParser) -> None:
     add_data(parser)
     parser.add_argument("output", metavar="OUT", help="folder for the tar files")
     parser.add_argument("--task", choices=TASKS, help="what is packed (default: all there is)")
-    parser.add_argument(
-        "--max-shard-mb", type=positive(float), default=500, help="size of a tar file (default: %(default)s)"
-    )
+    add_number(parser, "max-shard-mb", "size of a tar file", kind=float, default=500)
     add_config(parser)
     parser.set_defaults(function=run_pack)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from rfdetr.commands.parser import positive
+from rfdetr.commands.values import add_number, add_switch
 from rfdetr.extras import require
 
 
@@ -21,8 +21,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--weights", metavar="FILE", help="fine-tune this checkpoint of the task instead of starting fresh"
     )
     parser.add_argument("--output", metavar="DIR", default="demo", help="folder to write to (default: %(default)s)")
-    parser.add_argument("--epochs", type=positive(int), help="passes over the drawn pictures")
-    parser.add_argument("--ui", action="store_true", help="then serve the model: a page that looks at your pictures")
+    add_number(parser, "epochs", "passes over the drawn pictures")
+    add_switch(parser, "ui", "then serve the model: a page that looks at your pictures")
     parser.set_defaults(function=run)
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from rfdetr.commands.generated import add_fields
-from rfdetr.commands.parser import add_config, add_data, positive
+from rfdetr.commands.parser import UsageError, add_config, add_data
+from rfdetr.commands.values import TEXTS, Value, add_number, add_switch, positive
 from rfdetr.config import TrainConfig
 from rfdetr.export.files import SUFFIXES
 
@@ -28,7 +29,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         *("--report-dir", "--output"), metavar="DIR", default="evaluation", help="report (default: %(default)s)"
     )
-    parser.add_argument("--no-report", action="store_true", help="print the numbers alone")
+    add_switch(parser, "report", "write the report (default: on)", default=True)
     parser.add_argument(
         *("--batch-size", "--eval-batch-size"),
         type=positive(int),
@@ -36,19 +37,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="pictures per step (default: %(default)s)",
     )
     parser.add_argument(
-        "--class-names", type=_names, metavar="A,B", help="what the model calls each class of the data set"
+        "--class-names",
+        action=Value,
+        kinds={list, TEXTS},
+        metavar="A,B",
+        help="what the model calls each class of the data set",
     )
-    parser.add_argument("--resolution", type=positive(int), metavar="N", help="side of the network input")
+    add_number(parser, "resolution", "side of the network input")
     add_fields(parser, TrainConfig, OPTIONS, leave_out=set(TrainConfig.model_fields) - set(OPTIONS))
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_switch(parser, "json", "print JSON")
     parser.add_argument("--device", help="cpu, cuda, ... (default: what is there)")
     parser.add_argument("--save-thresholds", metavar="FILE", help="write the checkpoint with the best thresholds")
     add_config(parser)
     parser.set_defaults(function=run)
-
-
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",")]
 
 
 def run(options: argparse.Namespace) -> int:
@@ -58,6 +59,8 @@ def run(options: argparse.Namespace) -> int:
     exported = Path(options.model).suffix in SUFFIXES
     if options.save_thresholds and exported:
         raise ValueError("--save-thresholds writes checkpoints; an exported file keeps the thresholds it has")
+    if options.save_thresholds and Path(options.save_thresholds).suffix not in (".pth", ".pt"):
+        raise UsageError(f"--save-thresholds {options.save_thresholds}: checkpoints end with .pth or .pt")
     if options.save_thresholds and Path(options.save_thresholds).expanduser().exists():
         raise FileExistsError(f"{options.save_thresholds} exists, and nothing is overwritten; name another file")
     more: dict[str, Any] = {name: getattr(options, name) for name in OPTIONS if hasattr(options, name)}
@@ -67,7 +70,7 @@ def run(options: argparse.Namespace) -> int:
     metrics = model.evaluate(
         options.dataset,
         split=options.split,
-        report_dir=None if options.no_report else options.report_dir,
+        report_dir=options.report_dir if options.report else None,
         dataset_file=options.dataset_file,
         eval_batch_size=options.batch_size,
         progress_bar="tqdm" if sys.stderr.isatty() else None,
@@ -79,7 +82,7 @@ def run(options: argparse.Namespace) -> int:
 
         target = Path(options.save_thresholds).expanduser()
         target.parent.mkdir(parents=True, exist_ok=True)
-        store_thresholds(find_weights(options.model), target, model.model.thresholds)
+        store_thresholds(find_weights(model.model_config.pretrain_weights), target, model.model.thresholds)
     if options.json:
         print(json.dumps(metrics, indent=1))
     else:

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from rfdetr.commands.parser import add_config
-from rfdetr.commands.predict import sides
+from rfdetr.commands.values import add_number, add_switch, sides
 from rfdetr.export.files import FORMATS
 from rfdetr.loading import open_model
 
@@ -20,19 +20,21 @@ def add_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output-dir", "--output", metavar="DIR", default="output", help="folder (default: %(default)s)"
     )
-    parser.add_argument("--output-name", "--name", help="file name without suffix (default: inference_model)")
+    parser.add_argument(
+        "--output-name", "--name", metavar="NAME", help="file name without suffix (default: inference_model)"
+    )
     parser.add_argument("--shape", type=sides, metavar="N|HxW", help="size of the input (default: the resolution)")
-    parser.add_argument("--batch-size", type=int, help="pictures at once (default: any number where that works)")
-    parser.add_argument("--half", action="store_true", help="weights in float16 (openvino, tensorrt, coreml)")
+    add_number(parser, "batch-size", "pictures at once (default: any number where that works)")
+    add_switch(parser, "half", "weights in float16 (openvino, tensorrt, coreml)")
     parser.add_argument("--opset-version", type=int, default=17, metavar="N", help="of ONNX (default: %(default)s)")
-    parser.add_argument("--simplify", action="store_true", help="let onnxslim fold the graph")
-    parser.add_argument("--postprocess", action="store_true", help="boxes, scores and classes as outputs")
+    add_switch(parser, "simplify", "let onnxslim fold the graph")
+    add_switch(parser, "postprocess", "boxes, scores and classes as outputs")
     parser.add_argument(
         "--calibration-data", "--pictures", metavar="DIR", help="what to compare on (default: drawn pictures)"
     )
-    parser.add_argument("--allow-drift", action="store_true", help="write a file that finds something else")
-    parser.add_argument("--force", action="store_true", help="replace a file of this name, whatever it is")
-    parser.add_argument("--json", action="store_true", help="print path, metadata and how near it is, as JSON")
+    add_switch(parser, "allow-drift", "write a file that finds something else")
+    add_switch(parser, "force", "replace a file of this name, whatever it is")
+    add_switch(parser, "json", "print path, metadata and how near it is, as JSON")
     add_config(parser)
     parser.set_defaults(function=run_export)
 
@@ -58,13 +60,7 @@ def run_export(options: argparse.Namespace) -> int:
         "coreml_precision": precision if kind == "coreml" else None,
     }
     permitted = {"allow_drift": options.allow_drift, "force": options.force}
-    try:
-        path = model.export(options.output_dir, format=options.format, fp16=options.half, **settings, **permitted)
-    except NotImplementedError:
-        raise
-    except RuntimeError as error:
-        # The file would find something else, or the converter gave up: the message is all there is to know.
-        raise ValueError(str(error)) from error
+    path = model.export(options.output_dir, format=options.format, fp16=options.half, **settings, **permitted)
     if not options.json:
         print(path)
         return 0
@@ -79,10 +75,11 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", nargs="?", default="nano", help="size, checkpoint or exported file")
     parser.add_argument("--backends", metavar="A,B", help="of torch, onnx, openvino, tensorrt (default: all there are)")
     parser.add_argument("--batch", metavar="N,M", default="1,8", help="pictures per step (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=20, help="how often each is timed (default: %(default)s)")
+    add_number(parser, "rounds", "how often each is timed", default=20)
     parser.add_argument("--picture", metavar="FILE", help="picture to predict on (default: a drawn one, 480 x 640)")
-    parser.add_argument("--random", action="store_true", help="random weights: speed alone, nothing is fetched")
-    parser.add_argument("--json", metavar="FILE", help="also write the report as JSON; - prints it alone")
+    add_switch(parser, "random", "random weights: speed alone, nothing is fetched")
+    add_switch(parser, "json", "print JSON")
+    parser.add_argument("--output", metavar="FILE", help="also write the report as JSON to a new file")
     add_config(parser)
     parser.set_defaults(function=run_bench)
 
@@ -91,6 +88,8 @@ def run_bench(options: argparse.Namespace) -> int:
     """Time the model and print a table."""
     from rfdetr.export.benchmark import as_table, bench
 
+    if options.output and Path(options.output).expanduser().exists():
+        raise FileExistsError(f"{options.output} exists, and nothing is overwritten; name another file")
     try:
         sizes = [int(size) for size in options.batch.split(",")]
     except ValueError:
@@ -104,10 +103,7 @@ def run_bench(options: argparse.Namespace) -> int:
         picture=options.picture,
     )
     text = json.dumps(report, indent=1)
-    if options.json == "-":
-        print(text)
-        return 0
-    print(as_table(report))
-    if options.json:
-        Path(options.json).expanduser().write_text(text, encoding="utf-8")
+    print(text if options.json else as_table(report))
+    if options.output:
+        Path(options.output).expanduser().write_text(text, encoding="utf-8")
     return 0

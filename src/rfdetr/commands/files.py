@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from rfdetr.checkpoints.download import cache_folder, find_weights
+from rfdetr.commands.values import add_switch
+from rfdetr.loading import model_file
 from rfdetr.variants import VARIANTS
 
 
 def add_models(parser: argparse.ArgumentParser) -> None:
     """Add the options of `models`."""
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_switch(parser, "json", "print JSON")
     parser.set_defaults(function=run_models)
 
 
@@ -54,8 +56,8 @@ def add_download(parser: argparse.ArgumentParser) -> None:
     """Add the options of `download`."""
     parser.description = "Fetch published weights into the cache folder, for machines without a network, or images."
     parser.add_argument("names", metavar="NAME", nargs="*", help="size (nano, ...) or published file name")
-    parser.add_argument("--all", action="store_true", help="every size whose weights are published")
-    parser.add_argument("--json", action="store_true", help="print the paths as JSON")
+    add_switch(parser, "all", "every size whose weights are published")
+    add_switch(parser, "json", "print the paths as JSON")
     parser.set_defaults(function=run_download)
 
 
@@ -82,8 +84,8 @@ def run_download(options: argparse.Namespace) -> int:
 def add_info(parser: argparse.ArgumentParser) -> None:
     """Add the options of `info`."""
     parser.add_argument("file", metavar="FILE", help="checkpoint (.pth, .ckpt, .safetensors) or exported file")
-    parser.add_argument("--settings", action="store_true", help="also all settings of model and run")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_switch(parser, "settings", "also all settings of model and run")
+    add_switch(parser, "json", "print JSON")
     parser.set_defaults(function=run_info)
 
 
@@ -101,7 +103,7 @@ def run_info(options: argparse.Namespace) -> int:
     for name, value in found.items():
         if name == "settings":
             print("settings:")
-            print("\n".join(f"  {key:32}{_short(one)}" for key, one in value.items()))
+            print("\n".join(f"  {key:34}{_short(one)}" for key, one in value.items()))
         elif value not in (None, {}, []):
             print(f"{name.replace('_', ' '):14}{_short(value)}")
     return 0
@@ -111,15 +113,15 @@ def add_diff(parser: argparse.ArgumentParser) -> None:
     """Add the options of `diff`."""
     parser.add_argument("a", metavar="A", help="checkpoint or exported file")
     parser.add_argument("b", metavar="B", help="the other one")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_switch(parser, "json", "print JSON")
     parser.set_defaults(function=run_diff)
 
 
 def run_diff(options: argparse.Namespace) -> int:
     """Print the settings that differ between two files."""
-    from rfdetr.checkpoints.describe import differences, settings_of
+    from rfdetr.checkpoints.describe import differences
 
-    found = differences(settings_of(_existing(options.a)), settings_of(_existing(options.b)))
+    found = differences(_existing(options.a), _existing(options.b))
     if options.json:
         print(json.dumps(found, indent=1, default=str))
     elif not found:
@@ -134,10 +136,8 @@ def run_diff(options: argparse.Namespace) -> int:
 
 def _existing(name: str) -> Path:
     """The file of a path, or published weights that are here already."""
-    path = Path(name).expanduser()
-    if not path.exists() and (cache_folder() / name).is_file():
-        return cache_folder() / name
-    return path
+    path = model_file(name)
+    return cache_folder() / name if not path.exists() and (cache_folder() / name).is_file() else path
 
 
 def _short(value: Any) -> str:

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from rfdetr.commands.parser import Parser, as_dashes
+from rfdetr.commands.parser import Parser, as_dashes, exit_code
 
 NAMES = ("--coco-dir", "--api-key", "--workspace", "--project-name", "--dataset-version")
 
@@ -32,8 +32,9 @@ def run(arguments: Sequence[str]) -> int:
         parser.error(f"--coco_dir {folder}: there is no such folder")
     from rfdetr import RFDETRBase
 
-    RFDETRBase().train(dataset_dir=folder)
-    return 0
+    model = RFDETRBase()
+    model.train(dataset_dir=folder)
+    return exit_code(model)
 
 
 def _fetched(options: argparse.Namespace, parser: Parser) -> str:

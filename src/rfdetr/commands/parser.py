@@ -7,9 +7,11 @@ import difflib
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
+
+from rfdetr.commands.values import add_switch, from_file
 
 
 class UsageError(ValueError):
@@ -26,9 +28,9 @@ class Formatter(argparse.HelpFormatter):
         if not action.option_strings or action.nargs == argparse.SUPPRESS:
             return super()._format_action_invocation(action)
         names = action.option_strings
-        if any(name.startswith("--no-") for name in names[1:]):
-            return f"--[no-]{names[0][2:]}"
         metavar = "" if action.nargs == 0 else " " + self._format_args(action, "VALUE")
+        if any(name.startswith("--no-") for name in names[1:]):
+            return f"--[no-]{names[0][2:]}{metavar}"
         return ("" if names[0].startswith("--") else f"{names[0]}, ") + names[-1 if names[0] == "-h" else 0] + metavar
 
 
@@ -47,6 +49,11 @@ class Parser(argparse.ArgumentParser):
         known = [text for action in self._actions for text in action.option_strings]
         named = [f"{text}{did_you_mean(text.split('=')[0], known)}" for text in unknown]
         self.error(f"unrecognized: {', '.join(named)}; {self.prog} --help lists the options")
+
+
+def exit_code(model: Any) -> int:
+    """That of a command that has trained: 130 after Ctrl-C."""
+    return 0 if model.model.ended_by is None else 128 + model.model.ended_by
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -73,17 +80,17 @@ def as_dashes(arguments: Sequence[str]) -> list[str]:
     return written
 
 
-def positive(kind: type) -> Callable[[str], Any]:
-    """What argparse makes of a number that has to be above 0."""
+def add_model(parser: argparse.ArgumentParser, *name: str, **options: Any) -> None:
+    """The model that a command opens, a positional argument unless `name` says otherwise, and where it runs."""
+    text = "size (nano, seg-nano, ...), checkpoint (.pth) or exported file (default: %(default)s)"
+    parser.add_argument(*(name or ("model",)), default="nano", help=text, **options)
+    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, ... (default: what is there)")
+    parser.add_argument("--backend", metavar="NAME", help="what runs the model (default: that of the file)")
 
-    def number(text: str) -> Any:
-        value = kind(text)
-        if not value > 0:
-            raise ValueError
-        return value
 
-    number.__name__ = "number above 0"
-    return number
+def runtime_of(options: argparse.Namespace) -> dict[str, Any]:
+    """What was given of the options of `add_model` that models take."""
+    return {name: getattr(options, name) for name in ("device", "backend") if getattr(options, name) is not None}
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:
@@ -106,7 +113,7 @@ _CONTROL = ("command", "dataset_option", "function", "settings", "config", "prin
 def add_config(parser: argparse._ActionsContainer) -> None:
     """`--config` and `--print-config`."""
     parser.add_argument("--config", metavar="FILE", help="YAML or JSON with options; those typed win over it")
-    parser.add_argument("--print-config", action="store_true", help="print all options as such a file, and end")
+    add_switch(parser, "print-config", "print all options as such a file, and end")
 
 
 def use_config(parser: Parser, arguments: Sequence[str]) -> None:
@@ -115,7 +122,7 @@ def use_config(parser: Parser, arguments: Sequence[str]) -> None:
     Raises:
         UsageError: the file cannot be read, or names an option that there is not.
     """
-    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    finder = Parser(prog=parser.prog, add_help=False, argument_default=argparse.SUPPRESS)
     finder.add_argument("--config")
     path = getattr(finder.parse_known_args(arguments)[0], "config", None)
     if path is None or not any(action.dest == "config" for action in parser._actions):
@@ -126,13 +133,13 @@ def use_config(parser: Parser, arguments: Sequence[str]) -> None:
         if name not in known:
             raise UsageError(f"--config {path}: there is no option {name!r}{did_you_mean(name, known)}")
         action = known[name]
-        if not action.option_strings:
+        try:
+            action.default = from_file(action, value)
+        except ValueError as error:
+            raise UsageError(f"--config {path}: {name}={value!r}: {error}") from None
+        if not action.option_strings and action.default is not None:
             # Typed arguments replace it; without any it counts as one.
-            action.nargs, action.default = ("*" if action.nargs == "+" else "?"), value
-        elif action.choices is not None and value not in action.choices:
-            raise UsageError(f"--config {path}: {name}={value!r} must be one of {', '.join(map(str, action.choices))}")
-        else:
-            action.default = value
+            action.nargs = "*" if action.nargs == "+" else "?" if action.nargs is None else action.nargs
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -144,7 +151,7 @@ def read_config(path: Path) -> dict[str, Any]:
     from rfdetr.extras import require
 
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"--config {path} cannot be read: {error}") from None
     # JSON is YAML too.
@@ -166,7 +173,8 @@ def print_config(options: argparse.Namespace) -> int:
     settings = getattr(options, "settings", None)
     values, rest = settings(options) if settings else (vars(options), {})
     values = {name: value for name, value in values.items() if name not in _CONTROL}
-    yaml.safe_dump(json.loads(json.dumps(values)), sys.stdout, sort_keys=False, allow_unicode=True)
+    # ASCII alone: what a console makes of other letters is not always UTF-8.
+    yaml.safe_dump(json.loads(json.dumps(values)), sys.stdout, sort_keys=False)
     for name, (default, text) in rest.items():
         value = yaml.safe_dump(json.loads(json.dumps(default)), default_flow_style=True, width=1000).split("\n")[0]
         print(f"# {name}: {value}  # {text}")

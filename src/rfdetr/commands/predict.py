@@ -12,7 +12,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from rfdetr.commands.parser import add_config
+from rfdetr.commands.parser import add_config, add_model, runtime_of
+from rfdetr.commands.values import add_number, add_switch, sides
 from rfdetr.inference.objects import to_objects
 
 
@@ -20,13 +21,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
     parser.usage = "rfdetr predict SOURCE [--model SIZE|FILE] [--threshold X] [--save] ..."
     parser.add_argument("source", metavar="SOURCE", help="file, folder, 'pattern*', address, or number of a camera")
+    add_model(parser, "--model", metavar="SIZE|FILE")
     parser.add_argument(
-        "--model",
-        default="nano",
-        help="size (nano, seg-nano, ...), checkpoint (.pth) or exported file (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--threshold", type=_threshold, default=0.5, help="lowest score, or auto (default: %(default)s)"
+        "--threshold",
+        type=_threshold,
+        metavar="X|auto",
+        default=0.5,
+        help="lowest score, or auto (default: %(default)s)",
     )
     parser.add_argument(
         "--save",
@@ -35,19 +36,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         const="predictions",
         help="write drawn pictures or a drawn video (default folder: %(const)s)",
     )
-    parser.add_argument(
-        "--show-boxes", action=argparse.BooleanOptionalAction, default=True, help="boxes in what is drawn (default)"
-    )
-    parser.add_argument("--json", action="store_true", help="print a JSON object per picture, each on a line")
-    parser.add_argument("--batch-size", type=int, default=1, help="pictures per step (default: %(default)s)")
-    parser.add_argument("--stride", type=int, default=1, help="take every n-th frame (default: %(default)s)")
+    add_switch(parser, "show-boxes", "boxes in what is drawn (default: on)", default=True)
+    add_switch(parser, "json", "print a JSON object per picture, each on a line")
+    add_number(parser, "batch-size", "pictures per step", default=1)
+    add_number(parser, "stride", "take every n-th frame", default=1)
     parser.add_argument("--resolution", "--shape", type=sides, metavar="N|HxW", help="size of the network input")
     parser.add_argument("--tile", type=sides, metavar="N|HxW", help="cut large pictures into tiles of this size")
-    parser.add_argument("--overlap", type=float, help="part of a tile that the next one has as well")
-    parser.add_argument("--nms", type=float, help="overlap of boxes above which the lower score is dropped")
-    parser.add_argument("--one-label-per-box", action="store_true", help="keep the best class of each box alone")
-    parser.add_argument("--device", help="cpu, cuda, ... (default: what is there)")
-    parser.add_argument("--backend", help="what runs the model (default: that of the file)")
+    parser.add_argument("--overlap", type=float, metavar="X", help="part of a tile that the next one has as well")
+    parser.add_argument(
+        "--nms", type=float, metavar="X", help="overlap of boxes above which the lower score is dropped"
+    )
+    add_switch(parser, "one-label-per-box", "keep the best class of each box alone")
     add_config(parser)
     parser.set_defaults(function=run)
 
@@ -56,15 +55,8 @@ def _threshold(text: str) -> float | str:
     return text if text == "auto" else float(text)
 
 
-def sides(text: str) -> tuple[int, int]:
-    """Height and width of "640" or "480x640"."""
-    sides = [int(side) for side in text.lower().split("x")]
-    height, width = sides * 2 if len(sides) == 1 else sides
-    return height, width
-
-
 # How argparse names what it could not read.
-_threshold.__name__, sides.__name__ = "number or auto", "size such as 640 or 480x640"
+_threshold.__name__ = "number or auto"
 
 
 def run(options: argparse.Namespace) -> int:
@@ -73,14 +65,13 @@ def run(options: argparse.Namespace) -> int:
     from rfdetr.inference.sources import open_source
     from rfdetr.loading import open_model
 
-    given = {name: getattr(options, name) for name in ("device", "backend") if getattr(options, name) is not None}
     with ExitStack() as stack:
         source = stack.enter_context(open_source(options.source, stride=options.stride))
         writer = open_writer(options.save, source) if options.save else None
         if writer is not None:
             stack.callback(lambda: _tell(writer.paths))
             stack.enter_context(writer)
-        for found, seconds in _timed(_predict(open_model(options.model, **given), source, options)):
+        for found, seconds in _timed(_predict(open_model(options.model, **runtime_of(options)), source, options)):
             print(_to_json(found) if options.json else _to_text(found, seconds, options.batch_size), flush=True)
             if writer is not None:
                 drawn = draw(found.picture, found.result, boxes=options.show_boxes)

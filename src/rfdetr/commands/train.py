@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rfdetr.commands.generated import add_fields
-from rfdetr.commands.parser import UsageError, add_config
+from rfdetr.commands.parser import UsageError, add_config, exit_code
+from rfdetr.commands.values import add_switch
 from rfdetr.config import ModelConfig, SegmentationTrainConfig, TrainConfig, train_config_class
+from rfdetr.export.files import SUFFIXES
 from rfdetr.loading import size_class
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ COMMON = {
 }
 # The options of a run for any task: masks have some of their own, keypoints only other defaults.
 RUN = SegmentationTrainConfig
+OUTPUT = RUN.model_fields["output_dir"].default
 # Where both have an option the model's is meant: the run takes it over.
 SHARED = set(RUN.model_fields) & set(ModelConfig.model_fields)
 
@@ -41,7 +44,7 @@ def add_options(parser: argparse.ArgumentParser, everything: bool = False) -> No
     add_fields(parser.add_argument_group("run"), RUN, common, leave_out={"dataset_dir", *SHARED})
     add_fields(parser.add_argument_group("model"), ModelConfig, common, leave_out={"model_name"})
     more = parser.add_argument_group("command")
-    more.add_argument("--json", action="store_true", help="print the results as JSON at the end")
+    add_switch(more, "json", "print the results as JSON at the end")
     add_config(more)
     more.add_argument("--help-all", action="help", help="list every option of the run and of the model")
     parser.set_defaults(function=run, settings=settings)
@@ -62,9 +65,9 @@ def run(options: argparse.Namespace) -> int:
     if size is None:
         _check(train_config_class(model.model_config), of_run)
     model.train(**of_run)
-    if model.model.ended_by is not None:
-        return 128 + model.model.ended_by
-    folder = Path(of_run.get("output_dir", TrainConfig.model_fields["output_dir"].default)).expanduser()
+    if code := exit_code(model):
+        return code
+    folder = Path(of_run.get("output_dir", OUTPUT)).expanduser()
     best, results = folder / "checkpoint_best_total.pth", folder / "results.json"
     if options.json:
         found = json.loads(results.read_text(encoding="utf-8")) if results.is_file() else None
@@ -77,6 +80,8 @@ def run(options: argparse.Namespace) -> int:
 def _open(size: type[RFDETR] | None, name: str, options: dict[str, Any]) -> RFDETR:
     if size is not None:
         return size(**options)
+    if Path(name).suffix.lower() in SUFFIXES:
+        raise UsageError(f"{name} is an exported file, which cannot be trained; name the checkpoint it was made of")
     from rfdetr.detr import from_checkpoint
 
     return from_checkpoint(name, **options)
@@ -106,8 +111,7 @@ def _split(options: argparse.Namespace) -> tuple[str, dict[str, Any], dict[str, 
         UsageError: no data set is named.
     """
     given = vars(options)
-    resumed = given.get("resume")
-    name = given["model"] or (resumed if isinstance(resumed, str) else "nano")
+    name = given["model"] or _resumed(given.get("resume"), given.get("output_dir", OUTPUT)) or "nano"
     of_model = {key: given[key] for key in ModelConfig.model_fields if key in given}
     of_run = {key: given[key] for key in RUN.model_fields if key in given and key not in SHARED}
     datasets = of_run.pop("dataset_dir") or given.get("dataset_option")
@@ -120,6 +124,16 @@ def _split(options: argparse.Namespace) -> tuple[str, dict[str, Any], dict[str, 
         if not path.expanduser().exists():
             raise UsageError(f"{path}: there is no such data set")
     return name, of_model, of_run
+
+
+def _resumed(resume: Any, folder: str) -> str | None:
+    """The file that a run goes on with, which tells the model; None where there is none."""
+    if resume is not True:
+        return resume or None
+    from rfdetr.training.state import newest
+
+    found = newest(Path(folder).expanduser())
+    return str(found) if found else None
 
 
 def _checked(size: type[RFDETR], of_model: dict[str, Any], of_run: dict[str, Any]) -> tuple[ModelConfig, TrainConfig]:

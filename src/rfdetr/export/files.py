@@ -97,11 +97,11 @@ def format_of(path: Path) -> str:
     Raises:
         ValueError: none that exports have.
     """
-    if path.suffix not in SUFFIXES:
+    if path.suffix.lower() not in SUFFIXES:
         raise ValueError(
             f"{path}: the suffix {path.suffix!r} is of no exported format; known are {', '.join(SUFFIXES)}"
         )
-    return SUFFIXES[path.suffix]
+    return SUFFIXES[path.suffix.lower()]
 
 
 def write_beside(path: Path, texts: Mapping[str, str]) -> None:

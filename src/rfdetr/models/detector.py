@@ -73,7 +73,7 @@ class Detector(nn.Module):
 
         resize_class_heads(self, num_classes)
 
-    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:  # pyrefly: ignore[bad-override]
         # Scripts give what they read out of a checkpoint file, which has the published names.
         from rfdetr.checkpoints.names import rename_published
 
