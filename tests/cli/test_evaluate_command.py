@@ -11,7 +11,7 @@ import torch
 from tests.tiny import tiny_data, tiny_model
 
 from rfdetr import RFDETR, cli, from_checkpoint
-from rfdetr.checkpoints.load import read_file
+from rfdetr.checkpoints.file import read_file
 from rfdetr.checkpoints.save import description, published_weights, save_checkpoint
 
 NAMES = ["circle", "square", "triangle", "star"]

@@ -20,7 +20,7 @@ from pycocotools.cocoeval import COCOeval
 from tests.tiny import TRAINING, tiny_keypoints, tiny_model, tiny_segmenter
 
 from rfdetr import from_checkpoint
-from rfdetr.checkpoints.load import store_thresholds
+from rfdetr.checkpoints.file import store_thresholds
 from rfdetr.datasets.synthetic import draw_dataset
 from rfdetr.training.metrics import precision_columns
 

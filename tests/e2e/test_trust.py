@@ -28,7 +28,8 @@ from PIL import Image, UnidentifiedImageError
 from tests.tiny import MODEL, TRAINING, tiny_data, tiny_model
 
 import rfdetr
-from rfdetr.checkpoints.load import read_checkpoint, store_thresholds
+from rfdetr.checkpoints.file import store_thresholds
+from rfdetr.checkpoints.load import read_checkpoint
 from rfdetr.checkpoints.save import description, published_weights
 from rfdetr.datasets.layout import read_split
 from rfdetr.datasets.loader import Pictures

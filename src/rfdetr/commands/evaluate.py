@@ -78,7 +78,7 @@ def run(options: argparse.Namespace) -> int:
     )
     if options.save_thresholds:
         from rfdetr.checkpoints.download import find_weights
-        from rfdetr.checkpoints.load import store_thresholds
+        from rfdetr.checkpoints.file import store_thresholds
 
         target = Path(options.save_thresholds).expanduser()
         target.parent.mkdir(parents=True, exist_ok=True)

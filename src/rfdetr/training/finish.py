@@ -6,7 +6,7 @@ import warnings
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from rfdetr.checkpoints.load import store_thresholds
+from rfdetr.checkpoints.file import store_thresholds
 from rfdetr.datasets.annotations import AnnotationSet
 from rfdetr.engine import evaluate, split_evaluation
 from rfdetr.labels import unique_names
