@@ -555,8 +555,8 @@ def test_nothing_asks_the_network_where_weights_and_data_are_here(
 
 # What the source may do although it could be dangerous: (file, what): why.
 ALLOWED = {
-    ("checkpoints/load.py", "pickle"): "its error is caught; torch.load does the reading",
-    ("checkpoints/load.py", "torch.load"): "weights_only, unless the user says trust_checkpoint=True",
+    ("checkpoints/file.py", "pickle"): "its error is caught; torch.load does the reading",
+    ("checkpoints/file.py", "torch.load"): "weights_only, unless the user says trust_checkpoint=True",
     ("training/launch.py", "pickle"): "a job that the run wrote into its own new folder a moment before",
     ("training/launch.py", "subprocess"): "the other processes of a run: this interpreter, this module",
     ("inference/images.py", "http://"): "an address that the user gives to predict",
