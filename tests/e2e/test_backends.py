@@ -123,7 +123,7 @@ def test_the_commands_export_and_bench(cache, tmp_path, monkeypatch, capsys):
     (row,) = json.loads(capsys.readouterr().out)["rows"]
     assert (row["runtime"], row["batch"]) == ("openvino", 1)
     Image.fromarray(PICTURE).save("picture.png")
-    options = ["--backends", "torch,onnx", "--rounds", "2", "--picture", "picture.png", "--json", "bench.json"]
+    options = ["--backends", "torch,onnx", "--rounds", "2", "--picture", "picture.png", "--output", "bench.json"]
     assert cli.main(["bench", str(weights), *options]) == 0
     assert "48 x 64" in capsys.readouterr().out
     assert len(json.loads(Path("bench.json").read_text())["rows"]) == 4
@@ -132,7 +132,7 @@ def test_the_commands_export_and_bench(cache, tmp_path, monkeypatch, capsys):
         (["export", str(weights), "--half"], "onnx files are written in float32"),
         (["export", "huge"], "huge is neither a file nor a size; sizes are nano"),
         (["bench", str(weights), "--batch", "x"], "--batch x: numbers with commas"),
-        (["bench", str(weights), "--rounds", "0"], "must be at least 1"),
+        (["bench", str(weights), "--output", "bench.json"], "bench.json exists, and nothing is overwritten"),
         (["bench", path, "--backends", "torch"], "is one file for one runtime"),
     ):
         assert cli.main(arguments) == 1
