@@ -154,6 +154,7 @@ def test_a_text_is_the_value_that_it_would_be_in_python(field: str, text: str, v
         (["train", ".", "--no-resume", "foo"], "--no-resume takes no value, but 'foo' follows it"),
         (["predict", "x.png", "--batch-size", "0"], "number above 0"),
         (["evaluate", "w.pth", "data", "--save-thresholds", "t.safetensors"], "checkpoints end with .pth or .pt"),
+        (["train", ".", "--mask-dice-loss-coef", "3"], "only models that predict masks have such an option"),
         (["train", ".", "--model", "w.onnx"], "w.onnx is an exported file, which cannot be trained"),
         (["train", ".", "--config"], "expected one argument"),
         (["completion", "cmd"], "cmd"),

@@ -56,6 +56,7 @@ def run(options: argparse.Namespace) -> int:
     size = size_class(name)
     if size is not None:
         _checked(size, of_model, of_run)
+    from rfdetr.training.runtime import launched
     from rfdetr.training.seeds import seed_everything
 
     if of_run.get("seed") is not None:
@@ -67,6 +68,13 @@ def run(options: argparse.Namespace) -> int:
     model.train(**of_run)
     if code := exit_code(model):
         return code
+    if launched().is_first:
+        _tell(options, of_run)
+    return 0
+
+
+def _tell(options: argparse.Namespace, of_run: dict[str, Any]) -> None:
+    """Where the weights are, or for machines all results."""
     folder = Path(of_run.get("output_dir", OUTPUT)).expanduser()
     best, results = folder / "checkpoint_best_total.pth", folder / "results.json"
     if options.json:
@@ -74,7 +82,6 @@ def run(options: argparse.Namespace) -> int:
         print(json.dumps({"output_dir": str(folder), "checkpoint": str(best), "results": found}, indent=1))
     elif best.is_file():
         print(f"the best weights are in {best}: rfdetr predict PICTURE --model {best}")
-    return 0
 
 
 def _open(size: type[RFDETR] | None, name: str, options: dict[str, Any]) -> RFDETR:
@@ -145,6 +152,8 @@ def _checked(size: type[RFDETR], of_model: dict[str, Any], of_run: dict[str, Any
 
 
 def _check(kind: type[TrainConfig], of_run: dict[str, Any]) -> TrainConfig:
+    if others := [name for name in of_run if name not in kind.model_fields]:
+        raise UsageError(f"{', '.join(others)}: only models that predict masks have such an option")
     try:
         return kind(**of_run)
     except ValueError as error:
