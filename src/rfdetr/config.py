@@ -484,6 +484,15 @@ def train_config_class(model: ModelConfig) -> type[TrainConfig]:
     return KeypointTrainConfig if model.use_grouppose_keypoints else TrainConfig
 
 
+def fields_of(args: Any, kind: type[Options]) -> dict[str, Any]:
+    """What a namespace, such as older scripts pass around, gives of the fields of a configuration.
+
+    What is None counts as not given; options of a run that belong to the model are left out, for they are deprecated.
+    """
+    names = set(kind.model_fields) - (set(ModelConfig.model_fields) if issubclass(kind, TrainConfig) else set())
+    return {name: getattr(args, name) for name in names if getattr(args, name, None) is not None}
+
+
 def _modern(values: dict[str, Any]) -> dict[str, Any]:
     """Training options with older spellings replaced by today's, each with a DeprecationWarning."""
     values = dict(values)

@@ -9,13 +9,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from rfdetr.config import ModelConfig, TrainConfig
+from rfdetr.config import ModelConfig, TrainConfig, fields_of
 from rfdetr.datasets.annotations import AnnotationSet
 from rfdetr.datasets.build import augmentations, train_transform
 from rfdetr.datasets.layout import find_split
 from rfdetr.datasets.loader import Draw, Pictures
 from rfdetr.datasets.source import DataSource
 from rfdetr.datasets.transforms import EvalTransform, multi_scale_sizes, normalise
+
+SPLITS = ("train", "valid", "test")
 
 
 class OlderDataset(Dataset):
@@ -59,8 +61,13 @@ def build_dataset(image_set: str, args: Any, resolution: int) -> OlderDataset:
     Raises:
         FileNotFoundError, ValueError: as `train()` for the same data.
     """
-    config = TrainConfig(**_fields(args, TrainConfig))
-    model = ModelConfig(**{**_fields(args, ModelConfig), "resolution": resolution})
+    # Where splits have paths of their own in a run, a namespace of older scripts may hold anything.
+    given = {name: value for name, value in fields_of(args, TrainConfig).items() if name not in SPLITS}
+    config = TrainConfig(**given)
+    settings = {**fields_of(args, ModelConfig), "resolution": resolution}
+    model = ModelConfig(
+        **{name: value for name, value in settings.items() if name not in ("device", "pretrain_weights")}
+    )
     if image_set not in ("train", "val", "test"):
         raise ValueError(f"image_set={image_set!r} must be 'train', 'val' or 'test'")
     roots = config.dataset_dir if isinstance(config.dataset_dir, list) else [config.dataset_dir]
@@ -73,14 +80,6 @@ def build_dataset(image_set: str, args: Any, resolution: int) -> OlderDataset:
     transform = EvalTransform(resolution, config.square_resize_div_64)
     split = "valid" if image_set == "val" else image_set
     return OlderDataset(Pictures(source.read(split, train), transform), draws=False)
-
-
-def _fields(args: Any, kind: type[TrainConfig] | type[ModelConfig]) -> dict[str, Any]:
-    other = {"train", "valid", "test", "device", "pretrain_weights"}
-    # What belongs to the model is deprecated as an option of the run.
-    other |= set(ModelConfig.model_fields) if kind is TrainConfig else set()
-    known = [name for name in kind.model_fields if name not in other]
-    return {name: getattr(args, name) for name in known if getattr(args, name, None) is not None}
 
 
 def get_coco_api_from_dataset(dataset: Any) -> AnnotationSet:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rfdetr.config import ModelConfig, TrainConfig, train_config_class
+from rfdetr.config import ModelConfig, fields_of, train_config_class
 from rfdetr.models import build
 from rfdetr.models.criterion import Criterion as SetCriterion
 from rfdetr.models.detector import Detector as LWDETR
@@ -35,15 +35,9 @@ def build_criterion_and_postprocessors(args: Any) -> tuple[SetCriterion, PostPro
     """The losses of a run, and what makes detections of the network's outputs; `args` as for `build_model`."""
     config = _model_config(args)
     kind = train_config_class(config)
-    # What belongs to the model is deprecated as an option of the run.
-    given = {name: value for name, value in _fields(args, kind).items() if name not in ModelConfig.model_fields}
-    given = {"dataset_dir": "", **given}
+    given = {"dataset_dir": "", **fields_of(args, kind)}
     return build.build_criterion(config, kind(**given)), build.build_postprocess(config)
 
 
 def _model_config(args: Any) -> ModelConfig:
-    return args if isinstance(args, ModelConfig) else ModelConfig(**_fields(args, ModelConfig))
-
-
-def _fields(args: Any, kind: type[ModelConfig] | type[TrainConfig]) -> dict[str, Any]:
-    return {name: getattr(args, name) for name in kind.model_fields if getattr(args, name, None) is not None}
+    return args if isinstance(args, ModelConfig) else ModelConfig(**fields_of(args, ModelConfig))
