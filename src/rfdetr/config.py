@@ -489,8 +489,9 @@ def fields_of(args: Any, kind: type[Options]) -> dict[str, Any]:
 
     What is None counts as not given; options of a run that belong to the model are left out, for they are deprecated.
     """
-    names = set(kind.model_fields) - (set(ModelConfig.model_fields) if issubclass(kind, TrainConfig) else set())
-    return {name: getattr(args, name) for name in names if getattr(args, name, None) is not None}
+    other = ModelConfig.model_fields if issubclass(kind, TrainConfig) else {}
+    given = {name: getattr(args, name, None) for name in kind.model_fields if name not in other}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _modern(values: dict[str, Any]) -> dict[str, Any]:

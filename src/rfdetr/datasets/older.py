@@ -64,10 +64,7 @@ def build_dataset(image_set: str, args: Any, resolution: int) -> OlderDataset:
     # Where splits have paths of their own in a run, a namespace of older scripts may hold anything.
     given = {name: value for name, value in fields_of(args, TrainConfig).items() if name not in SPLITS}
     config = TrainConfig(**given)
-    settings = {**fields_of(args, ModelConfig), "resolution": resolution}
-    model = ModelConfig(
-        **{name: value for name, value in settings.items() if name not in ("device", "pretrain_weights")}
-    )
+    model = ModelConfig(**{**fields_of(args, ModelConfig), "resolution": resolution})
     if image_set not in ("train", "val", "test"):
         raise ValueError(f"image_set={image_set!r} must be 'train', 'val' or 'test'")
     roots = config.dataset_dir if isinstance(config.dataset_dir, list) else [config.dataset_dir]
