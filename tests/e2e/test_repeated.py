@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from tests.tiny import tiny_data
 
 FIVE = """
@@ -55,6 +56,7 @@ def run(code: str, folder: Path, *options: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_five_trainings_in_one_process_take_the_memory_of_one(tmp_path: Path) -> None:
     tiny_data(tmp_path / "data")
     used = json.loads(run(FIVE, tmp_path))

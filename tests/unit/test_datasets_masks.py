@@ -54,6 +54,7 @@ def drawn_change(rng: np.random.Generator, hw: tuple[int, int]) -> tuple[np.ndar
     return from_corners(corners * hw[::-1], new_hw), new_hw, 0.5
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(SIDES, SIDES, st.integers(0, 10), st.integers(1, 5), SEEDS)
 def test_S060_changes_together_are_changes_one_by_one(h: int, w: int, count: int, steps: int, seed: int) -> None:
