@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import warnings
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
@@ -66,9 +67,14 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _did_you_mean(name: str, known: Any) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that is most like another one, None if none is."""
+    return next(iter(difflib.get_close_matches(name, list(known), n=1)), None)
+
+
+def _did_you_mean(name: str, known: Iterable[str]) -> str:
+    close = nearest(name, known)
+    return f" (did you mean {close!r}?)" if close else ""
 
 
 def _one_line(name: str, error: ValidationError) -> str:

@@ -32,6 +32,9 @@ _KEYPOINTS = {
 }
 
 
+TASKS = ("detect", "segment", "keypoints")
+
+
 @dataclass(frozen=True)
 class Variant:
     """One published size. `queries` is also the number of detections returned; `weights` the published file."""

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 import supervision as sv
 import torch
@@ -173,9 +175,8 @@ def test_inference_and_transformers_find_the_names_in_a_file(build: Any, tmp_pat
 
 
 def test_inference_takes_the_outputs_of_an_onnx_file_by_their_places(tmp_path: Path) -> None:
-    runtime = pytest.importorskip("onnxruntime")
     model = decided_model("segment")
-    session = runtime.InferenceSession(model.export(tmp_path, verbose=False, max_images=1))
+    session = onnxruntime.InferenceSession(model.export(tmp_path, verbose=False, max_images=1))
     [given] = session.get_inputs()
     assert given.shape[1:] == [3, 48, 48]
     images = np.random.default_rng(0).normal(size=(1, 3, 48, 48)).astype(np.float32)
@@ -207,7 +208,6 @@ def test_autodistill(small: Small, tmp_path: Path) -> None:
 
 
 def test_frigate(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:
-    onnx = pytest.importorskip("onnx")
     small("nano")
     model = rfdetr.RFDETRNano(resolution=56)
     monkeypatch.setitem(sys.modules, "onnxslim", None)

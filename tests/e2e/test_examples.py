@@ -247,7 +247,6 @@ def test_what_fiftyone_exports_is_a_data_set_to_train_on(
 
 
 def test_an_exported_file_finds_the_same_objects_without_pytorch(pictures: Path, tmp_path: Path) -> None:
-    pytest.importorskip("onnxruntime")
     _, model = decided_file(tmp_path / "weights.pth", resolution=64)
     file = model.export(tmp_path / "output", verbose=False, max_images=1)
     (tmp_path / "some").mkdir()

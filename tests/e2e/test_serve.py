@@ -28,15 +28,11 @@ import pytest
 from PIL import Image
 from tests.tiny import decided_model
 
+from rfdetr import cli, loading
 from rfdetr.inference.draw import VideoWriter
 from rfdetr.inference.objects import to_objects
 from rfdetr.inference.stream import predict_stream
 from rfdetr.inference.sv import supervision
-
-pytest.importorskip("starlette")
-pytest.importorskip("uvicorn")
-
-from rfdetr import cli, loading
 from rfdetr.serve import server
 from rfdetr.serve.app import create_app
 from rfdetr.serve.guard import LOOPBACK
@@ -114,7 +110,6 @@ def ports(models) -> Iterator[dict[str, int]]:
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory) -> Path:
     """A video of eight frames in two seconds."""
-    pytest.importorskip("av")
     with VideoWriter(tmp_path_factory.mktemp("clip"), "clip", 4) as writer:
         for index in range(8):
             writer.write(np.roll(PIXELS, 10 * index, axis=1))
@@ -208,8 +203,6 @@ def test_pictures_are_turned_only_when_asked(models, ports) -> None:
     ],
 )
 def test_what_cannot_be_used_is_refused(path, body, headers, status, words, ports) -> None:
-    if path.startswith("/video") and status == 400:
-        pytest.importorskip("av")
     got, answer = ask(ports["detect"], path, body, **headers)
     assert (got, set(answer)) == (status, {"error"}), answer
     assert re.search(words, answer["error"]), answer["error"]

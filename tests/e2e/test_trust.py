@@ -240,7 +240,6 @@ SAFETENSORS = {
 
 @pytest.mark.parametrize("kind", SAFETENSORS)
 def test_safetensors_that_lie_about_their_sizes_are_refused(kind: str, tmp_path: Path) -> None:
-    pytest.importorskip("safetensors")
     path = tmp_path / "bad.safetensors"
     path.write_bytes(SAFETENSORS[kind])
     with pytest.raises(ValueError, match=r"bad\.safetensors"):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from rfdetr.checkpoints.download import cache_folder, find_weights
 
 
@@ -28,4 +26,4 @@ def download_pretrain_weights(pretrain_weights: str, redownload: bool = False, v
         aside.replace(cached)
         raise
     aside.unlink()
-    return str(Path(found))
+    return str(found)

@@ -16,13 +16,10 @@ def describe(path: Path) -> dict[str, Any]:
     Raises:
         FileNotFoundError, ValueError, ImportError: as `rfdetr.load`.
     """
-    size = sum(file.stat().st_size for file in path.rglob("*")) if path.is_dir() else None
-    known = {"file": str(path)}
-    if path.suffix.lower() in SUFFIXES:
-        found = _exported(path)
-    else:
-        found = _checkpoint(read_checkpoint(path))
-    return {**known, "megabytes": round((path.stat().st_size if size is None else size) / 1e6, 1), **found}
+    found = _exported(path) if path.suffix.lower() in SUFFIXES else _checkpoint(read_checkpoint(path))
+    # Core ML packages are folders.
+    files = path.rglob("*") if path.is_dir() else [path]
+    return {"file": str(path), "megabytes": round(sum(file.stat().st_size for file in files) / 1e6, 1), **found}
 
 
 def _exported(path: Path) -> dict[str, Any]:

@@ -10,8 +10,7 @@ from typing import Any
 
 from rfdetr.commands.parser import add_config, add_data
 from rfdetr.commands.values import add_number, add_switch
-
-TASKS = ("detect", "segment", "keypoints")
+from rfdetr.variants import TASKS
 
 
 def add_check(parser: argparse.ArgumentParser) -> None:

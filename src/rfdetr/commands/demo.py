@@ -7,13 +7,14 @@ from pathlib import Path
 
 from rfdetr.commands.values import add_number, add_switch
 from rfdetr.extras import require
+from rfdetr.variants import TASKS
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
     parser.add_argument(
         "--task",
-        choices=["detect", "segment", "keypoints"],
+        choices=TASKS,
         default="detect",
         help="what to learn (default: %(default)s)",
     )

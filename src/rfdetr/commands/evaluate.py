@@ -56,7 +56,7 @@ def run(options: argparse.Namespace) -> int:
     """Print the metrics, and write the report."""
     from rfdetr.loading import open_model
 
-    exported = Path(options.model).suffix in SUFFIXES
+    exported = Path(options.model).suffix.lower() in SUFFIXES
     if options.save_thresholds and exported:
         raise ValueError("--save-thresholds writes checkpoints; an exported file keeps the thresholds it has")
     if options.save_thresholds and Path(options.save_thresholds).suffix not in (".pth", ".pt"):

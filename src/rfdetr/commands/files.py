@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rfdetr.checkpoints.download import cache_folder, find_weights
+from rfdetr.checkpoints.download import cache_folder, find_weights, require_weights
 from rfdetr.commands.values import add_switch
 from rfdetr.loading import model_file
 from rfdetr.variants import VARIANTS
@@ -73,7 +73,8 @@ def run_download(options: argparse.Namespace) -> int:
         weights = VARIANTS[name].weights if name in VARIANTS else name
         if weights is None and options.all:
             continue
-        found[name] = str(find_weights(weights or f"rf-detr-{name.replace('2xl', 'xxl')}.pth"))
+        require_weights(name if weights is None else None, given=False)
+        found[name] = str(find_weights(weights or name))
         if not options.json:
             print(found[name], flush=True)
     if options.json:

@@ -22,7 +22,7 @@ def run(arguments: Sequence[str]) -> int:
     """Train Base on a COCO folder, or on a version of a Roboflow project, which is fetched first."""
     parser = Parser(prog="rfdetr", usage="rfdetr --coco_dir DIR | --api_key K --workspace W --project_name P ...")
     for name in NAMES:
-        parser.add_argument(name)
+        parser.add_argument(name, type=int if name == "--dataset-version" else str)
     options, unknown = parser.parse_known_args(as_dashes(arguments))
     if unknown:
         parser.refuse(unknown)
@@ -46,4 +46,4 @@ def _fetched(options: argparse.Namespace, parser: Parser) -> str:
         parser.error(f"a data set of Roboflow needs --{', --'.join(missing)}; or give a folder with --coco_dir")
     service = require("roboflow").Roboflow(api_key=key)
     project = service.workspace(options.workspace).project(options.project_name)
-    return project.version(int(options.dataset_version)).download("coco").location
+    return project.version(options.dataset_version).download("coco").location

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import json
 import shutil
 import sys
@@ -58,8 +57,10 @@ def exit_code(model: Any) -> int:
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Such as " (did you mean --epochs?)", or nothing."""
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f" (did you mean {close[0]}?)" if close else ""
+    from rfdetr.options import nearest
+
+    close = nearest(name, known)
+    return f" (did you mean {close}?)" if close else ""
 
 
 def as_dashes(arguments: Sequence[str]) -> list[str]:

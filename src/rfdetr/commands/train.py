@@ -56,6 +56,7 @@ def run(options: argparse.Namespace) -> int:
     size = size_class(name)
     if size is not None:
         _checked(size, of_model, of_run)
+    # They import PyTorch, which takes longer than the checks.
     from rfdetr.training.runtime import launched
     from rfdetr.training.seeds import seed_everything
 
@@ -75,8 +76,10 @@ def run(options: argparse.Namespace) -> int:
 
 def _tell(options: argparse.Namespace, of_run: dict[str, Any]) -> None:
     """Where the weights are, or for machines all results."""
+    from rfdetr.training.state import BEST_TOTAL
+
     folder = Path(of_run.get("output_dir", OUTPUT)).expanduser()
-    best, results = folder / "checkpoint_best_total.pth", folder / "results.json"
+    best, results = folder / BEST_TOTAL, folder / "results.json"
     if options.json:
         found = json.loads(results.read_text(encoding="utf-8")) if results.is_file() else None
         print(json.dumps({"output_dir": str(folder), "checkpoint": str(best), "results": found}, indent=1))
@@ -123,10 +126,10 @@ def _split(options: argparse.Namespace) -> tuple[str, dict[str, Any], dict[str, 
     of_run = {key: given[key] for key in RUN.model_fields if key in given and key not in SHARED}
     datasets = of_run.pop("dataset_dir") or given.get("dataset_option")
     if datasets:
-        of_run["dataset_dir"] = datasets[0] if isinstance(datasets, list) and len(datasets) == 1 else datasets
+        of_run["dataset_dir"] = datasets[0] if len(datasets) == 1 else datasets
     elif "train" not in of_run:
         raise UsageError("no data set is named; give its folder: rfdetr train DATASET")
-    for path in map(Path, [datasets] if isinstance(datasets, str) else datasets or []):
+    for path in map(Path, datasets or []):
         # Before weights are fetched.
         if not path.expanduser().exists():
             raise UsageError(f"{path}: there is no such data set")

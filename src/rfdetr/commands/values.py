@@ -32,7 +32,7 @@ class Value(argparse.Action):
 
 def add_switch(parser: argparse._ActionsContainer, name: str, text: str, *, default: bool = False) -> None:
     """Add `--name` and `--no-name`."""
-    parser.add_argument(*(f"--{name}", f"--no-{name}"), action=Value, kinds={bool}, nargs=0, default=default, help=text)
+    parser.add_argument(f"--{name}", f"--no-{name}", action=Value, kinds={bool}, nargs=0, default=default, help=text)
 
 
 def accepted(annotation: Any) -> set[Any]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import rfdetr
 from rfdetr.datasets.network_input import MEAN, STD
 from rfdetr.labels import Labels
+from rfdetr.variants import TASKS
 
 if TYPE_CHECKING:
     from rfdetr.main import Model
@@ -23,7 +24,6 @@ _FACTS = (
     *("class_names", "class_labels", "hidden_labels", "has_names", "thresholds", "num_classes", "num_select"),
     *("resolution", "block_size", "final", "num_keypoints_per_class", "postprocess_trace_alpha", "parity"),
 )
-TASKS = ("detect", "segment", "keypoints")
 
 
 @dataclass(frozen=True)

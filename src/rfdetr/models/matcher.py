@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 # Cost entries computed at once: bounds the memory of crowded images, whatever the batch.
-CHUNK_ENTRIES = 1_000_000
+CHUNK_ENTRIES = 2_000_000
 
 
 class Targets(NamedTuple):
