@@ -104,7 +104,8 @@ def _solve(
         part = slice(begin, begin + step)
         # One crowded image alone may be more than a chunk.
         pieces = zip(*(x[part].split(max(1, CHUNK_ENTRIES // widest), 1) for x in (logits, boxes)), strict=True)
-        cost = torch.cat([pair_costs(x, box, labels[part], target_boxes[part], costs) for x, box in pieces], 1)
+        blocks = [pair_costs(x, box, labels[part], target_boxes[part], costs) for x, box in pieces]
+        cost = blocks[0] if len(blocks) == 1 else torch.cat(blocks, 1)
         _add(cost, more, begin, targets.counts)
         cost = cost.cpu().numpy()
         for position, one in enumerate(cost, begin):
